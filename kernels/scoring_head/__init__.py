@@ -1,0 +1,3 @@
+"""The SPRM score head: Linear -> ReLU -> Dropout -> Linear, one logit."""
+
+from kernels.scoring_head.op import scoring_head as scoring_head

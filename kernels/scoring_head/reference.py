@@ -1,0 +1,33 @@
+"""The score head, the meaning: plain jnp over all positions at once."""
+
+import jax
+import jax.numpy as jnp
+
+from kernels.scoring_head.dropout import keep_mask
+
+
+def scoring_head(
+  feature_BTD: jax.Array,
+  hidden_kernel_DE: jax.Array,
+  hidden_bias_E: jax.Array,
+  output_kernel_E1: jax.Array,
+  output_bias_1: jax.Array,
+  dropout_rate: float = 0.0,
+  seed: jax.Array | None = None,
+  row_B: jax.Array | None = None,
+  first_position: jax.Array | int = 0,
+) -> jax.Array:
+  """See `op.scoring_head`; `first_position` is the chunk's place in the row."""
+  acc = jnp.promote_types(feature_BTD.dtype, jnp.float32)
+  hidden_BTE = jax.nn.relu(
+    jnp.einsum('BTD,DE->BTE', feature_BTD, hidden_kernel_DE) + hidden_bias_E
+  )
+  if seed is not None and dropout_rate > 0:
+    T, E = hidden_BTE.shape[1:]
+    position_T = jnp.arange(T, dtype=jnp.uint32) + jnp.uint32(first_position)
+    keep = keep_mask(seed, row_B, position_T, E, dropout_rate)
+    hidden_BTE = jnp.where(keep, hidden_BTE / (1 - dropout_rate), 0)
+  logit_BT1 = jnp.einsum(
+    'BTE,EO->BTO', hidden_BTE, output_kernel_E1, preferred_element_type=acc
+  )
+  return (logit_BT1 + output_bias_1.astype(acc))[..., 0]

@@ -1,0 +1,3 @@
+"""Log-prob of the taken token and entropy, without the logits in memory."""
+
+from kernels.token_log_prob.op import token_log_prob as token_log_prob

@@ -1,0 +1,334 @@
+"""The report of a run: one sentence, tables, pictures, how it was made.
+
+Contract: `write_report` writes into one folder, local or gs://:
+
+    report.html    self-contained (pictures embedded), light and dark
+    report.md      the same for a terminal or a code host
+    summary.json   every number, by stage
+    plots/*.png    the pictures, referenced by report.md
+
+The headline is computed from the numbers and says so when the score head does
+NOT win. Nothing is drawn that was not given: a report without metrics has no
+learning curves and says which part is absent.
+"""
+
+import importlib.metadata
+import io
+import platform
+from collections.abc import Iterable, Mapping
+
+from etils import epath
+from rich import box as rich_box
+from rich import console as rich_console
+from rich import table as rich_table
+
+from metastone_jax.errors import UserError
+from metastone_jax.evaluation import plots, render, summary
+from metastone_jax.evaluation.samples import EvaluationSamples
+from metastone_jax.telemetry import files
+
+_PACKAGES = ('metastone-jax', 'jax', 'flax', 'optax', 'numpy')
+_TERMINAL_WIDTH = 110  # characters
+
+
+def write_report(
+  out_dir: epath.PathLike,
+  *,
+  title: str,
+  summaries: Mapping[str, Mapping],
+  samples: EvaluationSamples | Mapping[str, EvaluationSamples] | None = None,
+  metrics: Iterable[Mapping] = (),
+  config_text: str = '',
+  command: str = '',
+  seconds: float | Mapping[str, float] | None = None,
+  versions: Mapping[str, str] | None = None,
+  notes: Iterable[str] = (),
+) -> epath.Path:
+  """Writes the whole report; see the module docstring for the files.
+
+  Args:
+    out_dir: folder, made when missing; a report in it is replaced.
+    title: heading of the report.
+    summaries: stage ('after warmup', ...) -> `summarise(...)`, in order of
+      training; the last one makes the headline. A command that evaluates one
+      checkpoint passes one.
+    samples: stage -> samples, or the samples of the last stage only. With
+      several stages on the same problems the report adds their paired
+      differences, with the last one the histogram of scores.
+    metrics: rows of the run's JSONL ('step', 'phase', numbers).
+    config_text: the config as text.
+    command: the command line that repeats the run.
+    seconds: wall-clock seconds, in all or by part.
+    versions: package -> version; by default those installed.
+    notes: more sentences for the section "How it was made".
+
+  Returns:
+    The path of report.html.
+
+  Raises:
+    UserError: no summary, or samples of an unknown stage.
+  """
+  if not summaries:
+    raise UserError('report: no summary; evaluate at least one stage first')
+  out_dir = epath.Path(out_dir)
+  last = list(summaries)[-1]
+  if samples is None:
+    samples = {}
+  elif isinstance(samples, EvaluationSamples):
+    samples = {last: samples}
+  unknown = [stage for stage in samples if stage not in summaries]
+  if unknown:
+    raise UserError(f'report: samples of {unknown[0]!r}, which has no summary')
+  # In the order of the stages, whatever the order of the mapping.
+  samples = {stage: samples[stage] for stage in summaries if stage in samples}
+  metrics = list(metrics)
+  pictures, absent = _pictures(
+    out_dir / 'plots', metrics, summaries[last], samples.get(last)
+  )
+  sections = _sections(summaries, samples)
+  facts = _facts(command, seconds, versions, [*notes, *absent])
+  files.write_json_atomic(out_dir / 'summary.json', dict(summaries))
+  sentence = headline(summaries[last])
+  files.write_text_atomic(
+    out_dir / 'report.md',
+    render.markdown(title, sentence, sections, pictures, facts, config_text),
+  )
+  path = out_dir / 'report.html'
+  files.write_text_atomic(
+    path, render.page(title, sentence, sections, pictures, facts, config_text)
+  )
+  return path
+
+
+def headline(result: Mapping) -> str:
+  """One sentence in plain words, at k = 8 or else the largest k.
+
+  Args:
+    result: as `summarise` returns it.
+
+  Returns:
+    For example "SPRM best-of-8 answers 81.2 % of 512 held-out signs problems
+    right, against 70.3 % for majority@8 and 66.1 % for one sample ...".
+  """
+  rows = {row['k']: row for row in result['rows']}
+  k = 8 if 8 in rows else max(rows)
+  row, single = rows[k], result['pass_at_1']['mean']
+  of = f'of {result["problems"]} held-out {result["task"]} problems right'
+  if k == 1:
+    return f'One sample answers {100 * single:.1f} % {of}.'
+  sentence = (
+    f'SPRM best-of-{k} answers {100 * row["best_of_k"]["mean"]:.1f} % {of}, '
+    f'against {100 * row["majority"]["mean"]:.1f} % for majority@{k} and '
+    f'{100 * single:.1f} % for one sample'
+  )
+  difference = next(
+    d
+    for d in result['differences']
+    if d['name'] == f'best-of-{k} minus majority@{k}'
+  )
+  claim = {
+    'yes': 'the score head picks better answers than the vote',
+    'no': 'the score head picks WORSE answers than the vote',
+    'not shown': 'no difference to the vote is shown',
+    'undefined': 'one problem cannot tell the two apart',
+  }[summary.verdict(difference)]
+  return f'{sentence}: {claim} ({summary.points(difference)} points).'
+
+
+def terminal_summary(result: Mapping, *, width: int = _TERMINAL_WIDTH) -> str:
+  """The summary as plain text tables for a terminal.
+
+  Args:
+    result: as `summarise` returns it.
+    width: columns of the terminal.
+
+  Returns:
+    Lines without colour codes, ending in a newline.
+  """
+  stream = io.StringIO()
+  console = rich_console.Console(
+    file=stream, width=width, color_system=None, highlight=False
+  )
+  console.print(headline(result), markup=False)
+  level = f'{100 * result["level"]:g} %'
+  for caption, (header, rows) in (
+    (
+      f'held-out accuracy, % ({level} interval)',
+      summary.accuracy_table(result),
+    ),
+    ('paired differences, percentage points', summary.difference_table(result)),
+    ('score and samples', summary.other_table(result)),
+  ):
+    if not rows:
+      continue
+    table = rich_table.Table(
+      title=caption, box=rich_box.SIMPLE, title_justify='left'
+    )
+    for index, name in enumerate(header):
+      table.add_column(name, justify='right' if index else 'left')
+    for line in rows:
+      table.add_row(*line)
+    console.print(table)
+  lines = stream.getvalue().splitlines()
+  return '\n'.join(line.rstrip() for line in lines) + '\n'
+
+
+def _pictures(folder, metrics, result, samples):
+  """(pictures made, a sentence for each that could not be)."""
+  made, absent = [], []
+  names = {
+    name for row in metrics for name, value in row.items() if value is not None
+  }
+  wide = result
+  if samples is not None:
+    # The curve wants every power of two, the table only the asked k.
+    top = max(row['k'] for row in result['rows'])
+    ks = {2**i for i in range(top.bit_length())} | {
+      row['k'] for row in result['rows']
+    }
+    wide = summary.summarise(
+      samples,
+      sorted(ks),
+      level=result['level'],
+      resamples=result['resamples'],
+      seed=result['seed'],
+    )
+  made.append(
+    render.Picture(
+      'Accuracy against k',
+      'Mean over all k-subsets of the samples. The oracle counts a problem as '
+      'right when any of its k samples is.',
+      plots.plot_accuracy_against_k(wide, folder / 'accuracy_against_k.png'),
+    )
+  )
+  if names & {'score/mean_correct', 'score/mean_wrong'}:
+    made.append(
+      render.Picture(
+        'Score separation over training',
+        'Mean trace score of rollouts whose answer is right and of those whose '
+        'answer is wrong. Where the two part, the head has learned to tell '
+        'them apart.',
+        plots.plot_score_separation(metrics, folder / 'score_separation.png'),
+      )
+    )
+  else:
+    absent.append('No score separation: the metrics hold no mean scores.')
+  if samples is not None:
+    made.append(
+      render.Picture(
+        'Scores of the held-out samples',
+        'Each side is normalised to its own number of samples.',
+        plots.plot_score_histogram(samples, folder / 'score_histogram.png'),
+      )
+    )
+  else:
+    absent.append('No histogram of scores: the samples were not given.')
+  if plots.has_learning_curves(metrics):
+    made.append(
+      render.Picture(
+        'Learning curves',
+        'Thin: every step; thick: running mean. A panel spans the phases in '
+        'which its metric exists.',
+        plots.plot_learning_curves(metrics, folder / 'learning_curves.png'),
+      )
+    )
+  else:
+    absent.append('No learning curves: no training metrics were given.')
+  return made, absent
+
+
+def _sections(summaries, samples) -> list[render.Section]:
+  sections = []
+  if len(summaries) > 1:
+    sections.append(_overview(summaries, samples))
+  for stage, result in summaries.items():
+    P, N = result['problems'], result['samples_per_problem']
+    sampled = [
+      str(row['k'])
+      for row in result['rows']
+      if row['weighted_vote_subsets'] != 'all'
+    ]
+    text = (
+      f'{result["task"]}: {P} held-out problems, {N} samples each. Accuracy in '
+      f'%, with {100 * result["level"]:g} % BCa bootstrap intervals over '
+      'problems; every rule is the mean over all k-subsets of the samples.'
+    )
+    if sampled:
+      text += (
+        f' The weighted vote at k = {", ".join(sampled)} is an unbiased '
+        'estimate from random subsets.'
+      )
+    tables = [
+      summary.accuracy_table(result),
+      summary.difference_table(result),
+      summary.other_table(result),
+    ]
+    sections.append(render.Section(stage, text, [t for t in tables if t[1]]))
+  return sections
+
+
+def _overview(summaries, samples) -> render.Section:
+  # The k of the headline where every stage has it, else the largest shared.
+  shared = set.intersection(
+    *({row['k'] for row in r['rows']} for r in summaries.values())
+  )
+  k = 8 if 8 in shared else max(shared, default=None)
+  header = ['stage', 'pass@1']
+  if k is not None:
+    header += [f'{title} (k={k})' for title in summary.RULES.values()]
+  header.append('AUC within a problem')
+  rows = []
+  for stage, result in summaries.items():
+    row = [stage, summary.percent(result['pass_at_1'])]
+    if k is not None:
+      at_k = next(r for r in result['rows'] if r['k'] == k)
+      row += [summary.percent(at_k[rule]) for rule in summary.RULES]
+    rows.append([*row, summary.number(result['auc']['within'], 3)])
+  tables = [(header, rows)]
+  text = 'Held-out accuracy in %, with intervals over problems.'
+  same = len({tuple(s.problem_ids) for s in samples.values()}) == 1
+  if len(samples) > 1 and same:
+    first = next(iter(summaries.values()))
+    found = summary.stage_differences(
+      samples,
+      sorted(shared) or (1,),
+      level=first['level'],
+      resamples=first['resamples'],
+      seed=first['seed'],
+    )
+    tables.append(
+      (
+        ['change from stage to stage', 'points', 'above 0'],
+        [
+          [
+            f'{d["measure"]}: {d["before"]} → {d["after"]}',
+            summary.points(d),
+            summary.verdict(d),
+          ]
+          for d in found
+        ],
+      )
+    )
+  return render.Section('Stage by stage', text, tables)
+
+
+def _facts(command, seconds, versions, notes) -> list[tuple[str, str]]:
+  facts = [('command', command)] if command else []
+  if isinstance(seconds, Mapping):
+    facts += [(f'seconds, {k}', f'{v:.1f}') for k, v in seconds.items()]
+  elif seconds is not None:
+    facts.append(('seconds', f'{seconds:.1f}'))
+  versions = _installed() if versions is None else versions
+  facts.append(('versions', ', '.join(f'{k} {v}' for k, v in versions.items())))
+  facts += [('note', note) for note in notes]
+  return facts
+
+
+def _installed() -> dict[str, str]:
+  found = {'python': platform.python_version()}
+  for name in _PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue  # run from a source tree that was never installed
+  return found

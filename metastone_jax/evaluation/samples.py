@@ -1,0 +1,168 @@
+"""The raw material of every evaluation: N scored samples of P problems.
+
+Contract: `EvaluationSamples` is validated when it is made, immutable in shape,
+and travels as one `.npz` file (no pickles) through `etils.epath`, so a local
+folder and gs:// are the same. Summaries, plots and reports are pure functions
+of it: whoever keeps the file can recompute every number.
+"""
+
+# ruff: noqa: N802, N815 (shapes in names carry capitals)
+
+import dataclasses
+import io
+import os
+import uuid
+import zipfile
+
+import numpy as np
+from etils import epath
+
+from metastone_jax.errors import UserError
+from metastone_jax.evaluation import estimators
+from metastone_jax.telemetry import files
+
+_ARRAYS = {
+  'scores_PN': np.float64,
+  'correct_PN': np.bool_,
+  'answers_PN': np.int64,
+  'finished_PN': np.bool_,
+  'tokens_PN': np.int64,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvaluationSamples:
+  """N samples of each of P held-out problems.
+
+  Attributes:
+    task: name of the task.
+    scores_PN: SPRM trace scores in [0, 1].
+    correct_PN: bool, the verifier's word.
+    answers_PN: answer ids, equal where the answers of one problem agree; -1
+      unparsed (then never correct).
+    finished_PN: bool, ended by itself and not by the length limit.
+    tokens_PN: thinking tokens drawn, >= 0.
+    problem_ids: one unique name a problem; equal lists make two sets of
+      samples comparable in pairs.
+
+  Raises:
+    UserError: a wrong shape, NaN, a score outside [0, 1], repeated ids.
+  """
+
+  task: str
+  scores_PN: np.ndarray
+  correct_PN: np.ndarray
+  answers_PN: np.ndarray
+  finished_PN: np.ndarray
+  tokens_PN: np.ndarray
+  problem_ids: list[str]
+
+  def __post_init__(self):
+    shape = np.shape(self.correct_PN)
+    if len(shape) != 2 or 0 in shape:
+      raise UserError(
+        f'evaluation samples: shape {shape}; needs (problems, samples), both '
+        '>= 1'
+      )
+    estimators.check_scores(self.scores_PN, shape)
+    for name, dtype in _ARRAYS.items():
+      array = np.asarray(getattr(self, name))
+      if array.shape != shape:
+        raise UserError(
+          f'evaluation samples: {name} has shape {array.shape}, needs {shape}'
+        )
+      if dtype == np.int64 and not np.issubdtype(array.dtype, np.integer):
+        raise UserError(
+          f'evaluation samples: {name} is {array.dtype}, needs integers'
+        )
+      if dtype == np.bool_ and not np.isin(array, (0, 1)).all():
+        raise UserError(f'evaluation samples: {name} needs bool or 0/1')
+      object.__setattr__(self, name, array.astype(dtype))
+    object.__setattr__(self, 'task', str(self.task))
+    object.__setattr__(self, 'problem_ids', [str(i) for i in self.problem_ids])
+    if len(self.problem_ids) != shape[0]:
+      raise UserError(
+        f'evaluation samples: {len(self.problem_ids)} problem ids for '
+        f'{shape[0]} problems'
+      )
+    if len(set(self.problem_ids)) != shape[0]:
+      raise UserError(
+        'evaluation samples: problem ids repeat; each problem must count once'
+      )
+    if self.scores_PN.min() < 0 or self.scores_PN.max() > 1:
+      raise UserError(
+        'evaluation samples: scores must be trace scores in [0, 1], not '
+        'logits or log-probs'
+      )
+    if self.tokens_PN.min() < 0:
+      raise UserError('evaluation samples: tokens_PN has negative counts')
+    if (self.correct_PN & (self.answers_PN == estimators.UNPARSED)).any():
+      raise UserError(
+        'evaluation samples: a sample is unparsed (answer -1) and correct'
+      )
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """(P, N)."""
+    return self.correct_PN.shape
+
+  @property
+  def eligible_PN(self) -> np.ndarray:
+    """Finished and parsed: what may win before anything else (SPEC 5)."""
+    return self.finished_PN & (self.answers_PN != estimators.UNPARSED)
+
+  def save(self, path: epath.PathLike) -> epath.Path:
+    """Writes one compressed .npz; the file is whole or absent, never half."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+      buffer,
+      task=np.array(self.task),
+      problem_ids=np.array(self.problem_ids, np.str_),
+      **{name: getattr(self, name) for name in _ARRAYS},
+    )
+    return write_whole(path, buffer.getvalue())
+
+  @classmethod
+  def load(cls, path: epath.PathLike) -> 'EvaluationSamples':
+    """Reads what `save` wrote; `UserError` names a missing or broken file."""
+    path = epath.Path(path)
+    if not path.exists():
+      raise UserError(f'{path}: no such evaluation samples file')
+    try:
+      with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
+        fields = {name: data[name] for name in _ARRAYS}
+        fields['task'] = str(data['task'])
+        fields['problem_ids'] = data['problem_ids'].tolist()
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as e:
+      raise UserError(
+        f'{path}: not a whole evaluation samples file ({type(e).__name__}); '
+        'run the evaluation again'
+      ) from e
+    return cls(**fields)
+
+
+def write_whole(path: epath.PathLike, data: bytes) -> epath.Path:
+  """Writes bytes so that a reader sees the old file or the new, never half.
+
+  Args:
+    path: final name; its folder is made when missing.
+    data: the whole content.
+
+  Returns:
+    The path.
+  """
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if files.is_remote(path):
+    # One object write is atomic already, and a rename there is a copy.
+    path.write_bytes(data)
+    return path
+  # Unique: two runs may write the same report at once.
+  name = f'.{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp'
+  temporary = path.parent / name
+  try:
+    temporary.write_bytes(data)
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+  return path

@@ -1,0 +1,227 @@
+"""Shapes of the backbone and its two heads, with presets.
+
+Letters: D width, V vocabulary, H query heads, K key/value heads, h head width,
+F feed-forward width, L layers.
+"""
+
+import dataclasses
+
+from metastone_jax.errors import UserError
+
+REMAT_POLICIES = ('none', 'full', 'dots')
+DTYPES = ('float32', 'bfloat16', 'float64')
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A Qwen2/Qwen3-style decoder with a policy head and a score head.
+
+  Attributes:
+    vocab_size: V, rows of the embedding.
+    width: D, the residual stream.
+    num_layers: L.
+    num_heads: H query heads.
+    num_kv_heads: K key/value heads; divides H.
+    head_width: h.
+    feed_forward: F, SwiGLU inner width.
+    rope_theta: base of the rotary embedding.
+    norm_eps: epsilon of every RMSNorm.
+    qkv_bias: biases on q, k and v (Qwen2: True, Qwen3: False).
+    qk_norm: RMSNorm on each query and key head (Qwen3: True).
+    tied_embeddings: the policy head is the transposed embedding.
+    feature_layer: f; the score feature is the residual stream entering block
+      f (0-based). None = L - 1, the last block, as released (SPEC 1).
+    score_dropout: dropout rate inside the score head (released: 0.5).
+    score_init: 'torch' (uniform +-1/sqrt(fan_in), as nn.Linear) or 'zero'
+      (last layer zero: every trace scores 0.5 until a bce/soft warm-up).
+    dtype: activations, key/value cache and the matmul operands.
+    param_dtype: master parameters.
+    remat: 'none', 'full' (recompute each block in the backward pass) or
+      'dots' (keep matmul outputs, recompute the rest).
+  """
+
+  vocab_size: int
+  width: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_width: int
+  feed_forward: int
+  rope_theta: float = 10_000.0
+  norm_eps: float = 1e-6
+  qkv_bias: bool = True
+  qk_norm: bool = False
+  tied_embeddings: bool = False
+  feature_layer: int | None = None
+  score_dropout: float = 0.5
+  score_init: str = 'torch'
+  dtype: str = 'float32'
+  param_dtype: str = 'float32'
+  remat: str = 'none'
+
+  def __post_init__(self):
+    for name in (
+      'vocab_size',
+      'width',
+      'num_layers',
+      'num_heads',
+      'num_kv_heads',
+      'head_width',
+      'feed_forward',
+    ):
+      if int(getattr(self, name)) < 1:
+        raise UserError(f'model.{name}={getattr(self, name)} must be >= 1')
+    if self.num_heads % self.num_kv_heads:
+      raise UserError(
+        f'model.num_kv_heads={self.num_kv_heads} must divide '
+        f'model.num_heads={self.num_heads}'
+      )
+    if self.head_width % 2:
+      raise UserError(
+        f'model.head_width={self.head_width} must be even (rotary pairs)'
+      )
+    if not 1 <= self.split < self.num_layers:
+      raise UserError(
+        f'model.feature_layer={self.feature_layer} must lie in '
+        f'[1, {self.num_layers - 1}] with {self.num_layers} layers (at least '
+        'one block on each side of the score feature)'
+      )
+    if not 0 <= self.score_dropout < 1:
+      raise UserError(
+        f'model.score_dropout={self.score_dropout} must lie in [0, 1)'
+      )
+    for name, allowed in (
+      ('remat', REMAT_POLICIES),
+      ('dtype', DTYPES),
+      ('param_dtype', DTYPES),
+      ('score_init', ('torch', 'zero')),
+    ):
+      if getattr(self, name) not in allowed:
+        raise UserError(
+          f'model.{name}={getattr(self, name)!r}; use one of '
+          f'{", ".join(allowed)}'
+        )
+
+  @property
+  def split(self) -> int:
+    """f: blocks [0, f) make the score feature, blocks [f, L) follow it."""
+    if self.feature_layer is None:
+      return self.num_layers - 1
+    return self.feature_layer
+
+  @property
+  def num_score_parameters(self) -> int:
+    """2D*D + 4D + 1 (SPEC 1)."""
+    return 2 * self.width**2 + 4 * self.width + 1
+
+  @property
+  def num_backbone_parameters(self) -> int:
+    """Everything but the score head; a tied embedding counts once."""
+    D, H, K, h = (
+      self.width,
+      self.num_heads,
+      self.num_kv_heads,
+      self.head_width,
+    )
+    block = D * h * (2 * H + 2 * K) + 3 * D * self.feed_forward + 2 * D
+    if self.qkv_bias:
+      block += h * (H + 2 * K)
+    if self.qk_norm:
+      block += 2 * h
+    embeddings = self.vocab_size * D * (1 if self.tied_embeddings else 2)
+    return self.num_layers * block + embeddings + D
+
+  def forward_flops(self, tokens: int, context: float) -> float:
+    """FLOPs of one forward pass over `tokens` tokens, causal, no recompute.
+
+    2 a multiply-add: matmuls of the blocks, policy head and score head at
+    every position, and attention at an average context of `context` tokens.
+    """
+    D, H, K, h = (
+      self.width,
+      self.num_heads,
+      self.num_kv_heads,
+      self.head_width,
+    )
+    block = D * h * (2 * H + 2 * K) + 3 * D * self.feed_forward
+    matmul = self.num_layers * block + D * self.vocab_size
+    matmul += 2 * D * D + 2 * D
+    attention = 2 * self.num_layers * H * h * context
+    return 2.0 * tokens * (matmul + attention)
+
+
+_PRESETS: dict[str, dict] = {
+  # 0.4 M parameters: the size a 2-core CPU trains in minutes.
+  'tiny': dict(
+    vocab_size=512,
+    width=96,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_width=24,
+    feed_forward=256,
+    qkv_bias=False,
+    qk_norm=True,
+    tied_embeddings=True,
+  ),
+  # DeepScaleR-1.5B / DeepSeek-R1-Distill-Qwen-1.5B (Qwen2.5-Math-1.5B shape).
+  '1.5b': dict(
+    vocab_size=151_936,
+    width=1536,
+    num_layers=28,
+    num_heads=12,
+    num_kv_heads=2,
+    head_width=128,
+    feed_forward=8960,
+    rope_theta=10_000.0,
+    dtype='bfloat16',
+    remat='full',
+  ),
+  # DeepSeek-R1-Distill-Qwen-7B (Qwen2.5-Math-7B shape).
+  '7b': dict(
+    vocab_size=152_064,
+    width=3584,
+    num_layers=28,
+    num_heads=28,
+    num_kv_heads=4,
+    head_width=128,
+    feed_forward=18_944,
+    rope_theta=10_000.0,
+    dtype='bfloat16',
+    remat='full',
+  ),
+  # QwQ-32B (Qwen2.5-32B shape).
+  '32b': dict(
+    vocab_size=152_064,
+    width=5120,
+    num_layers=64,
+    num_heads=40,
+    num_kv_heads=8,
+    head_width=128,
+    feed_forward=27_648,
+    rope_theta=1_000_000.0,
+    norm_eps=1e-5,
+    dtype='bfloat16',
+    remat='full',
+  ),
+}
+
+
+def preset(name: str, **overrides) -> ModelConfig:
+  """A named shape: tiny, 1.5b, 7b, 32b.
+
+  Raises:
+    UserError: an unknown name or field.
+  """
+  if name not in _PRESETS:
+    raise UserError(
+      f'model.preset={name!r} is unknown; use one of {", ".join(_PRESETS)}'
+    )
+  fields = {field.name for field in dataclasses.fields(ModelConfig)}
+  unknown = sorted(set(overrides) - fields)
+  if unknown:
+    raise UserError(
+      f'model.{unknown[0]} is no model option; options: '
+      f'{", ".join(sorted(fields))}'
+    )
+  return ModelConfig(**{**_PRESETS[name], **overrides})

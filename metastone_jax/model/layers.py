@@ -1,0 +1,223 @@
+"""One decoder block: RMSNorm, grouped-query attention, SwiGLU.
+
+Parameter leaves carry the standard names; kernels are stored input-first, as
+they are multiplied: q_kernel (D, H, h), o_kernel (H, h, D), gate_kernel (D, F).
+A block runs in two forms over the same parameters: `__call__` over whole
+sequences (training, prefill, returning its keys and values) and `decode` for
+one new token a candidate.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kernels.attention import attention
+from kernels.decode_attention import decode_attention
+from metastone_jax.model.config import ModelConfig
+from metastone_jax.model.rope import rotate
+from metastone_jax.parallel import Sharder
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+  """RMSNorm over the last axis, in float32 or better; dtype of x is kept."""
+  acc = jnp.promote_types(x.dtype, jnp.float32)
+  y = x.astype(acc)
+  y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+  return y.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def normal_init(key, shape, fan_in: int, dtype, gain: float = 1.0):
+  """Truncated normal with standard deviation gain / sqrt(fan_in)."""
+  # 0.8796 is the standard deviation of a unit normal cut at +-2.
+  std = gain * fan_in**-0.5 / 0.87962566
+  return jax.random.truncated_normal(key, -2, 2, shape, dtype) * jnp.asarray(
+    std, dtype
+  )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerCache:
+  """Keys and values of one layer during decoding, already rotated.
+
+  Attributes:
+    prompt_k_PSKh, prompt_v_PSKh: the prompts' cache, one a PROBLEM.
+    own_k_PNRKh, own_v_PNRKh: what each candidate wrote, R slots.
+  """
+
+  prompt_k_PSKh: jax.Array
+  prompt_v_PSKh: jax.Array
+  own_k_PNRKh: jax.Array
+  own_v_PNRKh: jax.Array
+
+
+class Block(nnx.Module):
+  """Pre-norm attention and feed-forward with residual connections."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    D, H, K, h, F = (
+      config.width,
+      config.num_heads,
+      config.num_kv_heads,
+      config.head_width,
+      config.feed_forward,
+    )
+    dtype = jnp.dtype(config.param_dtype)
+    # Residual branches start small, so that depth does not blow up the stream.
+    out_gain = (2 * config.num_layers) ** -0.5
+
+    def normal(shape, fan_in, gain=1.0):
+      return nnx.Param(normal_init(rngs.params(), shape, fan_in, dtype, gain))
+
+    self.attention_norm = nnx.Param(jnp.ones((D,), dtype))
+    self.q_kernel = normal((D, H, h), D)
+    self.k_kernel = normal((D, K, h), D)
+    self.v_kernel = normal((D, K, h), D)
+    self.o_kernel = normal((H, h, D), H * h, out_gain)
+    if config.qkv_bias:
+      self.q_bias = nnx.Param(jnp.zeros((H, h), dtype))
+      self.k_bias = nnx.Param(jnp.zeros((K, h), dtype))
+      self.v_bias = nnx.Param(jnp.zeros((K, h), dtype))
+    if config.qk_norm:
+      self.q_norm = nnx.Param(jnp.ones((h,), dtype))
+      self.k_norm = nnx.Param(jnp.ones((h,), dtype))
+    self.feed_forward_norm = nnx.Param(jnp.ones((D,), dtype))
+    self.gate_kernel = normal((D, F), D)
+    self.up_kernel = normal((D, F), D)
+    self.down_kernel = normal((F, D), F, out_gain)
+
+  def _cast(self, param: nnx.Param) -> jax.Array:
+    return param[...].astype(self.config.dtype)
+
+  def _qkv(self, x, cos, sin):
+    """Normalised, projected, rotated q, k and v of x (B, T, D)."""
+    config = self.config
+    y = rms_norm(x, self.attention_norm[...], config.norm_eps)
+    q = jnp.einsum('BTD,DHh->BTHh', y, self._cast(self.q_kernel))
+    k = jnp.einsum('BTD,DKh->BTKh', y, self._cast(self.k_kernel))
+    v = jnp.einsum('BTD,DKh->BTKh', y, self._cast(self.v_kernel))
+    if config.qkv_bias:
+      q = q + self._cast(self.q_bias)
+      k = k + self._cast(self.k_bias)
+      v = v + self._cast(self.v_bias)
+    if config.qk_norm:
+      q = rms_norm(q, self.q_norm[...], config.norm_eps)
+      k = rms_norm(k, self.k_norm[...], config.norm_eps)
+    return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+  def _feed_forward(self, x, sharder: Sharder):
+    y = rms_norm(x, self.feed_forward_norm[...], self.config.norm_eps)
+    gate = jnp.einsum('BTD,DF->BTF', y, self._cast(self.gate_kernel))
+    up = jnp.einsum('BTD,DF->BTF', y, self._cast(self.up_kernel))
+    inner = sharder.constrain(
+      jax.nn.silu(gate) * up, 'batch', 'length', 'feed_forward'
+    )
+    return x + jnp.einsum('BTF,FD->BTD', inner, self._cast(self.down_kernel))
+
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    segment_BT: jax.Array,
+    sharder: Sharder,
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Whole sequences.
+
+    Returns:
+      the residual stream (B, T, D) and this layer's (k, v), each (B, T, K, h).
+    """
+    q, k, v = self._qkv(x_BTD, cos, sin)
+    out = attention(q, k, v, segment_BT)
+    x = x_BTD + jnp.einsum('BTHh,HhD->BTD', out, self._cast(self.o_kernel))
+    x = sharder.constrain(x, 'batch', 'length', 'activation')
+    x = self._feed_forward(x, sharder)
+    return sharder.constrain(x, 'batch', 'length', 'activation'), (k, v)
+
+  def decode(
+    self,
+    x_PND: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    cache: LayerCache,
+    slot: jax.Array,
+    prompt_valid_PS: jax.Array,
+    own_valid_PNR: jax.Array,
+    sharder: Sharder,
+  ) -> tuple[jax.Array, LayerCache]:
+    """One token a candidate, its keys and values written at `slot`.
+
+    Args:
+      x_PND: embedded tokens or the previous block's output.
+      cos, sin: of each candidate's position, (P, N, h / 2).
+      cache: this layer's cache.
+      slot: int scalar, the own-cache slot written by every candidate.
+      prompt_valid_PS: real prompt positions.
+      own_valid_PNR: slots that may be read, `slot` included.
+      sharder: activation shardings.
+
+    Returns:
+      the residual stream (P, N, D) and the cache with the slot written.
+    """
+    q, k, v = self._qkv(x_PND, cos, sin)
+
+    def write(own, new):
+      return jax.lax.dynamic_update_slice_in_dim(
+        own, new[:, :, None], slot, axis=2
+      )
+
+    cache = dataclasses.replace(
+      cache,
+      own_k_PNRKh=write(cache.own_k_PNRKh, k),
+      own_v_PNRKh=write(cache.own_v_PNRKh, v),
+    )
+    out = decode_attention(
+      q,
+      cache.prompt_k_PSKh,
+      cache.prompt_v_PSKh,
+      cache.own_k_PNRKh,
+      cache.own_v_PNRKh,
+      prompt_valid_PS,
+      own_valid_PNR,
+    )
+    x = x_PND + jnp.einsum('BTHh,HhD->BTD', out, self._cast(self.o_kernel))
+    return self._feed_forward(x, sharder), cache
+
+
+class ScoreHead(nnx.Module):
+  """SPRM: Linear(D, 2D) -> ReLU -> Dropout -> Linear(2D, 1) (SPEC 1)."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    D, E = config.width, 2 * config.width
+    dtype = jnp.dtype(config.param_dtype)
+
+    def uniform(shape, fan_in):
+      bound = fan_in**-0.5
+      return nnx.Param(
+        jax.random.uniform(rngs.params(), shape, dtype, -bound, bound)
+      )
+
+    self.hidden_kernel = uniform((D, E), D)
+    self.hidden_bias = uniform((E,), D)
+    if config.score_init == 'zero':
+      self.output_kernel = nnx.Param(jnp.zeros((E, 1), dtype))
+      self.output_bias = nnx.Param(jnp.zeros((1,), dtype))
+    else:
+      self.output_kernel = uniform((E, 1), E)
+      self.output_bias = uniform((1,), E)
+
+  def weights(self, dtype) -> tuple[Any, Any, Any, Any]:
+    """The four arrays in the order `kernels.scoring_head` takes them."""
+    return tuple(
+      param[...].astype(dtype)
+      for param in (
+        self.hidden_kernel,
+        self.hidden_bias,
+        self.output_kernel,
+        self.output_bias,
+      )
+    )

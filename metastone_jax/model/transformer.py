@@ -1,0 +1,302 @@
+"""The reflective model: one backbone, a policy head and a score head.
+
+The module is used functionally: `init_params` gives a plain nested dict,
+`ReflectiveModel.bind(config, params)` merges it into a module at trace time,
+and nothing here is stateful. Blocks live in two stacks, `low` (blocks
+[0, f)) and `high` (blocks [f, L)); the value between them is the score feature
+(SPEC 1: the residual stream entering the last block, no final norm).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kernels.scoring_head import scoring_head
+from metastone_jax.model.config import ModelConfig
+from metastone_jax.model.layers import (
+  Block,
+  LayerCache,
+  ScoreHead,
+  normal_init,
+  rms_norm,
+)
+from metastone_jax.model.rope import rotation
+from metastone_jax.parallel import Sharder
+
+Params = dict[str, Any]
+
+_REMAT = {
+  'full': None,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+# Logical axes of every leaf, by its name; stacked leaves get 'layer' in front.
+_AXES = {
+  'embedding': ('vocabulary', 'embed'),
+  'policy_kernel': ('embed', 'vocabulary'),
+  'final_norm': ('activation',),
+  'attention_norm': ('activation',),
+  'feed_forward_norm': ('activation',),
+  'q_kernel': ('embed', 'heads', 'head_width'),
+  'k_kernel': ('embed', 'kv_heads', 'head_width'),
+  'v_kernel': ('embed', 'kv_heads', 'head_width'),
+  'o_kernel': ('heads', 'head_width', 'embed'),
+  'q_bias': ('heads', 'head_width'),
+  'k_bias': ('kv_heads', 'head_width'),
+  'v_bias': ('kv_heads', 'head_width'),
+  'q_norm': ('head_width',),
+  'k_norm': ('head_width',),
+  'gate_kernel': ('embed', 'feed_forward'),
+  'up_kernel': ('embed', 'feed_forward'),
+  'down_kernel': ('feed_forward', 'embed'),
+  'hidden_kernel': ('embed', 'score_hidden'),
+  'hidden_bias': ('score_hidden',),
+  'output_kernel': ('score_hidden', None),
+  'output_bias': (None,),
+}
+
+
+class ReflectiveModel(nnx.Module):
+  """Backbone in two stacks, policy head, score head."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    D, V = config.width, config.vocab_size
+    dtype = jnp.dtype(config.param_dtype)
+    # Tied: rows of norm ~1, so that the transposed table gives logits of
+    # order 1 from a normed hidden state.
+    self.embedding = nnx.Param(normal_init(rngs.params(), (V, D), D, dtype))
+
+    def stack(layers: int) -> Block:
+      @nnx.split_rngs(splits=layers)
+      @nnx.vmap(in_axes=0, out_axes=0)
+      def create(rngs):
+        return Block(config, rngs=rngs)
+
+      return create(rngs)
+
+    self.low = stack(config.split)
+    self.high = stack(config.num_layers - config.split)
+    self.final_norm = nnx.Param(jnp.ones((D,), dtype))
+    if not config.tied_embeddings:
+      self.policy_kernel = nnx.Param(
+        normal_init(rngs.params(), (D, V), D, dtype)
+      )
+    self.score_head = ScoreHead(config, rngs=rngs)
+
+  @staticmethod
+  def bind(config: ModelConfig, params: Params) -> 'ReflectiveModel':
+    """A module over these parameters; call it inside a jitted function."""
+    return nnx.merge(_graph(config), params)
+
+  def embed(self, token: jax.Array) -> jax.Array:
+    """Rows of the embedding: (...) int32 -> (..., D)."""
+    return self.embedding[...].astype(self.config.dtype)[token]
+
+  def policy_kernel_DV(self) -> jax.Array:  # noqa: N802 (shape suffix)
+    """The language-model head in the compute dtype."""
+    if self.config.tied_embeddings:
+      return self.embedding[...].astype(self.config.dtype).T
+    return self.policy_kernel[...].astype(self.config.dtype)
+
+  def _run(self, stack: Block, x, cos, sin, segment, sharder, keep_cache):
+    graph, state = nnx.split(stack)
+
+    def body(x, layer):
+      x, kv = nnx.merge(graph, layer)(x, cos, sin, segment, sharder)
+      return x, kv if keep_cache else None
+
+    if self.config.remat != 'none':
+      body = jax.checkpoint(body, policy=_REMAT[self.config.remat])
+    return jax.lax.scan(body, x, state)
+
+  def __call__(
+    self,
+    token_BT: jax.Array,
+    position_BT: jax.Array,
+    segment_BT: jax.Array,
+    *,
+    sharder: Sharder,
+    keep_cache: bool = False,
+  ) -> tuple[jax.Array, jax.Array, Any]:
+    """Whole sequences.
+
+    Args:
+      token_BT: int32 tokens.
+      position_BT: int32 positions within each segment.
+      segment_BT: int32, 0 = padding; attention stays within a segment.
+      sharder: activation shardings.
+      keep_cache: also return keys and values of every layer.
+
+    Returns:
+      hidden_BTD after the final norm, feature_BTD entering block f, and (with
+      keep_cache) the stacked (k, v) of both stacks, (layers, B, T, K, h) each.
+    """
+    config = self.config
+    cos, sin = rotation(
+      position_BT, config.head_width, config.rope_theta, config.dtype
+    )
+    x = sharder.constrain(
+      self.embed(token_BT), 'batch', 'length', 'activation'
+    )
+    run = functools.partial(
+      self._run,
+      cos=cos,
+      sin=sin,
+      segment=segment_BT,
+      sharder=sharder,
+      keep_cache=keep_cache,
+    )
+    feature, low = run(self.low, x)
+    x, high = run(self.high, feature)
+    hidden = rms_norm(x, self.final_norm[...], config.norm_eps)
+    return hidden, feature, (low, high)
+
+  def score(
+    self,
+    feature_BTD: jax.Array,
+    *,
+    seed: jax.Array | None = None,
+    row_B: jax.Array | None = None,
+  ) -> jax.Array:
+    """Step logits z at every position, (B, T); dropout only with a seed."""
+    return scoring_head(
+      feature_BTD,
+      *self.score_head.weights(self.config.dtype),
+      dropout_rate=self.config.score_dropout,
+      seed=seed,
+      row_B=row_B,
+    )
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """Policy logits of final hidden states: (..., D) -> (..., V)."""
+    acc = jnp.promote_types(hidden.dtype, jnp.float32)
+    return jnp.einsum(
+      '...D,DV->...V',
+      hidden,
+      self.policy_kernel_DV(),
+      preferred_element_type=acc,
+    )
+
+  def prefill(
+    self,
+    prompt_PS: jax.Array,
+    length_P: jax.Array,
+    *,
+    num_candidates: int,
+    num_slots: int,
+    sharder: Sharder,
+  ) -> tuple[jax.Array, jax.Array, tuple[LayerCache, ...]]:
+    """Runs each prompt once and opens the caches of its candidates.
+
+    Args:
+      prompt_PS: right-padded prompts.
+      length_P: real tokens of each prompt, >= 1.
+      num_candidates: N.
+      num_slots: R, own-cache slots a candidate.
+      sharder: activation shardings.
+
+    Returns:
+      hidden_PD and feature_PD at the last real token, and one LayerCache a
+      layer.
+    """
+    P, S = prompt_PS.shape
+    place = jnp.arange(S, dtype=jnp.int32)
+    segment_PS = (place[None] < length_P[:, None]).astype(jnp.int32)
+    hidden, feature, stacks = self(
+      prompt_PS,
+      jnp.broadcast_to(place, (P, S)),
+      segment_PS,
+      sharder=sharder,
+      keep_cache=True,
+    )
+    last = (length_P - 1)[:, None, None]
+    hidden_PD = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
+    feature_PD = jnp.take_along_axis(feature, last, axis=1)[:, 0]
+    own_shape = (
+      P,
+      num_candidates,
+      num_slots,
+      self.config.num_kv_heads,
+      self.config.head_width,
+    )
+    caches = []
+    for k, v in stacks:
+      for layer in range(k.shape[0]):
+        empty = jnp.zeros(own_shape, k.dtype)
+        caches.append(LayerCache(k[layer], v[layer], empty, empty))
+    return hidden_PD, feature_PD, tuple(caches)
+
+  def decode(
+    self,
+    token_PN: jax.Array,
+    position_PN: jax.Array,
+    caches: tuple[LayerCache, ...],
+    slot: jax.Array,
+    prompt_valid_PS: jax.Array,
+    own_valid_PNR: jax.Array,
+    *,
+    sharder: Sharder,
+  ) -> tuple[jax.Array, jax.Array, tuple[LayerCache, ...]]:
+    """Reads one new token a candidate.
+
+    Returns:
+      hidden_PND (final norm), feature_PND entering block f, updated caches.
+    """
+    config = self.config
+    cos, sin = rotation(
+      position_PN, config.head_width, config.rope_theta, config.dtype
+    )
+    x = self.embed(token_PN)
+    feature = None
+    updated = []
+    for index, cache in enumerate(caches):
+      if index == config.split:
+        feature = x
+      x, cache = self._layer(index).decode(
+        x, cos, sin, cache, slot, prompt_valid_PS, own_valid_PNR, sharder
+      )
+      updated.append(cache)
+    hidden = rms_norm(x, self.final_norm[...], config.norm_eps)
+    return hidden, feature, tuple(updated)
+
+  def _layer(self, index: int) -> Block:
+    """Block `index` of the unrolled decode loop (a static slice)."""
+    split = self.config.split
+    stack, place = (
+      (self.low, index) if index < split else (self.high, index - split)
+    )
+    graph, state = nnx.split(stack)
+    return nnx.merge(graph, jax.tree.map(lambda x: x[place], state))
+
+
+@functools.cache
+def _graph(config: ModelConfig):
+  model = nnx.eval_shape(lambda: ReflectiveModel(config, rngs=nnx.Rngs(0)))
+  return nnx.split(model)[0]
+
+
+def abstract_params(config: ModelConfig) -> Params:
+  """Shapes and dtypes of the parameters, nothing allocated."""
+  model = nnx.eval_shape(lambda: ReflectiveModel(config, rngs=nnx.Rngs(0)))
+  return nnx.to_pure_dict(nnx.state(model))
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+  """Fresh parameters as a plain nested dict; jit it with out_shardings."""
+  return nnx.to_pure_dict(
+    nnx.state(ReflectiveModel(config, rngs=nnx.Rngs(params=key)))
+  )
+
+
+def param_axes(config: ModelConfig) -> Params:
+  """Logical axis names of every parameter, in the tree of the parameters."""
+
+  def axes(path, leaf):
+    names = _AXES[path[-1].key]
+    return ('layer',) * (len(leaf.shape) - len(names)) + names
+
+  return jax.tree_util.tree_map_with_path(axes, abstract_params(config))

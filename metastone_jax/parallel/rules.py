@@ -1,0 +1,99 @@
+"""One table from logical axis names to mesh axes, and its application.
+
+Code names what an axis IS ('embed', 'heads', 'batch'); the table, one a
+config, says over which mesh axes it is split. An axis whose size the mesh does
+not divide is left whole (a tiny vocabulary, two key/value heads), which the
+start-up plan prints.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# logical axis -> mesh axes, in the order they are tried.
+DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {
+  'batch': ('data', 'fsdp'),
+  'length': ('sequence',),
+  'embed': ('fsdp',),
+  'heads': ('tensor',),
+  'kv_heads': ('tensor',),
+  'feed_forward': ('tensor',),
+  'vocabulary': ('tensor',),
+  'score_hidden': ('tensor',),
+  # Activations' width stays whole: 'embed' above is for parameters.
+  'activation': (),
+  'layer': (),
+  'head_width': (),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharder:
+  """Applies a rules table on one mesh; without a mesh it does nothing.
+
+  Attributes:
+    mesh: the mesh, or None for a single device.
+    rules: logical axis name -> mesh axes.
+  """
+
+  mesh: Mesh | None = None
+  rules: Mapping[str, tuple[str, ...]] = dataclasses.field(
+    default_factory=lambda: dict(DEFAULT_RULES)
+  )
+
+  def __hash__(self):
+    return hash((self.mesh, tuple(sorted(self.rules.items()))))
+
+  def spec(
+    self, axes: Sequence[str | None], shape: Sequence[int]
+  ) -> PartitionSpec:
+    """PartitionSpec of an array with these logical axes and sizes."""
+    entries, used = [], set()
+    for axis, size in zip(axes, shape, strict=True):
+      mesh_axes = tuple(
+        name
+        for name in (self.rules[axis] if axis is not None else ())
+        if name not in used and self.mesh.shape[name] > 1
+      )
+      if size % math.prod(self.mesh.shape[name] for name in mesh_axes):
+        mesh_axes = ()
+      used.update(mesh_axes)
+      entries.append(mesh_axes or None)
+    return PartitionSpec(*entries)
+
+  def sharding(
+    self, axes: Sequence[str | None], shape: Sequence[int]
+  ) -> NamedSharding | None:
+    """NamedSharding of such an array; None without a mesh."""
+    if self.mesh is None:
+      return None
+    return NamedSharding(self.mesh, self.spec(axes, shape))
+
+  def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
+    """`with_sharding_constraint` by logical axes, inside jit."""
+    if self.mesh is None:
+      return x
+    return jax.lax.with_sharding_constraint(x, self.sharding(axes, x.shape))
+
+  def tree_shardings(self, abstract: Any, axes: Any) -> Any:
+    """Shardings of a tree of arrays with a matching tree of axis tuples."""
+    if self.mesh is None:
+      return None
+    return jax.tree.map(
+      lambda x, names: self.sharding(names, x.shape), abstract, axes
+    )
+
+  def put_batch(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Copies host arrays to the devices, rows split over 'batch'."""
+    if self.mesh is None:
+      return {name: jax.device_put(x) for name, x in batch.items()}
+    return {
+      name: jax.device_put(
+        x, self.sharding(('batch',) + (None,) * (x.ndim - 1), x.shape)
+      )
+      for name, x in batch.items()
+    }

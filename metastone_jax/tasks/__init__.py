@@ -1,0 +1,23 @@
+"""Problem sources, prompt templates and verifiers (rewards)."""
+
+from metastone_jax.tasks.base import Problem, Split, Task, Verdict
+from metastone_jax.tasks.boxed import last_boxed
+from metastone_jax.tasks.mixture import Mixture, build_mixture
+from metastone_jax.tasks.registry import get_task, task_names
+from metastone_jax.tasks.rewards import Scores, score_responses
+from metastone_jax.tasks.templates import render_prompt
+
+__all__ = [
+  'Mixture',
+  'Problem',
+  'Scores',
+  'Split',
+  'Task',
+  'Verdict',
+  'build_mixture',
+  'get_task',
+  'last_boxed',
+  'render_prompt',
+  'score_responses',
+  'task_names',
+]

@@ -1,0 +1,77 @@
+"""Whole-object file writing that works on local disks and in `gs://` buckets.
+
+Contract:
+- A reader sees the old object or the new one, never half of one. On a local
+  file system the text goes to a temporary sibling and is renamed over the
+  target; in an object store one object write is already atomic.
+- Nothing is ever appended and nothing but that temporary file is renamed.
+- The temporary name is fixed (`.<name>.tmp`), so a killed process leaves at
+  most one, which the next write of the same target replaces.
+"""
+
+import json
+import math
+import os
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+
+def is_remote(path: epath.PathLike) -> bool:
+  """True for object-store paths such as `gs://bucket/run`."""
+  return '://' in os.fspath(path)
+
+
+def write_text_atomic(path: epath.PathLike, text: str) -> None:
+  """Writes `text` to `path` as one object; parent folders are created."""
+  path = epath.Path(path)
+  if is_remote(path):
+    path.write_text(text)
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.parent / f'.{path.name}.tmp'
+  temporary.write_text(text)
+  os.replace(temporary, path)
+
+
+def to_jsonable(value: Any, *, finite: bool = True) -> Any:
+  """Turns numpy and jax values, tuples and paths into plain JSON values.
+
+  Args:
+    value: Any nest of dicts, lists, tuples, scalars, arrays and paths.
+    finite: If true NaN and infinities become None, because JSON has neither;
+      if false they are kept (Python's JSON reader and writer accept them).
+
+  Returns:
+    The same nest of dict, list, str, int, float, bool and None.
+
+  Raises:
+    TypeError: If a value of another type is met.
+  """
+  if value is None or isinstance(value, bool | int | str):
+    return value
+  if isinstance(value, float):
+    return value if math.isfinite(value) or not finite else None
+  if hasattr(value, 'dtype'):
+    array = np.asarray(value)
+    if array.dtype.kind not in 'biufSU':  # bfloat16 and float8 extensions.
+      array = array.astype(np.float32)
+    return to_jsonable(array.tolist(), finite=finite)
+  if hasattr(value, 'items'):
+    return {
+      str(key): to_jsonable(child, finite=finite)
+      for key, child in value.items()
+    }
+  if isinstance(value, list | tuple | set | frozenset | range):
+    items = sorted(value) if isinstance(value, set | frozenset) else value
+    return [to_jsonable(child, finite=finite) for child in items]
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  raise TypeError(f'{type(value).__name__} cannot be written as JSON: {value}')
+
+
+def write_json_atomic(path: epath.PathLike, obj: Any) -> None:
+  """Writes `obj` as indented JSON; see `to_jsonable` for what is accepted."""
+  text = json.dumps(to_jsonable(obj), indent=2, allow_nan=False)
+  write_text_atomic(path, text + '\n')

@@ -1,0 +1,67 @@
+"""Atomic whole-object writes."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from metastone_jax.telemetry import files
+
+
+def test_a_failed_write_leaves_the_old_object(tmp_path, monkeypatch):
+  path = tmp_path / 'a.txt'
+  files.write_text_atomic(path, 'old')
+
+  def fail(source, target):
+    raise OSError('killed here')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'replace', fail)
+    with pytest.raises(OSError):
+      files.write_text_atomic(path, 'new')
+  assert path.read_text() == 'old'
+  files.write_text_atomic(path, 'newer')
+  assert path.read_text() == 'newer'
+  assert [child.name for child in tmp_path.iterdir()] == ['a.txt']
+
+
+def test_remote_paths_are_written_as_one_object(monkeypatch):
+  written = {}
+
+  class Bucket:
+    def __init__(self, path):
+      self.path = path
+
+    def __fspath__(self):
+      return self.path
+
+    def write_text(self, text):
+      written[self.path] = text
+
+  monkeypatch.setattr(files.epath, 'Path', Bucket)
+  files.write_text_atomic('gs://bucket/a', 'text')
+  assert written == {'gs://bucket/a': 'text'}
+
+
+def test_to_jsonable():
+  value = {
+    1: (np.float32(0.5), np.int64(2), np.array([1.0, np.inf])),
+    'set': {3, 1, 2},
+    'path': pathlib.PurePosixPath('/a'),
+    'nan': float('nan'),
+    'true': True,
+  }
+  expected = {
+    '1': [0.5, 2, [1.0, None]],
+    'set': [1, 2, 3],
+    'path': '/a',
+    'nan': None,
+    'true': True,
+  }
+  assert files.to_jsonable(value) == expected
+  assert files.to_jsonable(np.inf, finite=False) == np.inf
+  json.dumps(files.to_jsonable(value), allow_nan=False)
+  with pytest.raises(TypeError, match='object'):
+    files.to_jsonable([object()])
