@@ -83,15 +83,13 @@ train: $(READY) ## The main job: train, evaluate and report into runs/tiny
 	@$(VENV_PYTHON) -m launch.train --config=$(CONFIG) --workdir=$(WORKDIR) \
 	  $(ARGS)
 
-# Fixture scopes and compiled programs are per process: keep a file together.
-# conftest.py makes one group of each file and one of all `crash` tests, and
-# puts the latter first, so that the long group starts first.
+# Fixtures and compiled programs are made once a process: keep files together.
 .PHONY: test
 test: $(READY_TEST) ## Check format and lint, run every test
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(VENV_PYTHON) -m ruff check .
 	@JAX_PLATFORMS=cpu $(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) \
-	  --dist loadgroup --no-loadscope-reorder \
+	  --dist loadfile --no-loadscope-reorder \
 	  --durations=15 --durations-min=0.5 $(ARGS)
 
 .PHONY: evidence

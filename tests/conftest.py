@@ -8,16 +8,19 @@ tests start inherit it:
   tests start and the next run compile each program once (`make clean` or
   `pytest --cache-clear` empties it).
 
-Order: each file is one xdist group, so its fixtures and compiled programs are
-made once. All tests marked `crash` form one group, so that they never compete
-with one another for time, and come first, so that the longest group starts at
-once.
+Tests marked `crash` start and kill whole processes. They run first, so that
+the longest work starts at once, and one at a time, so that they never compete
+with one another: a lock, since `--dist loadgroup` of pytest-xdist 3.8 groups
+nothing under pytest 9.2. Keep them in few files: a worker that waits for the
+lock is idle.
 """
 
+import fcntl
 import os
 import pathlib
 
 REPO_ROOT = pathlib.Path(__file__).resolve().parent.parent
+CACHE = REPO_ROOT / '.pytest_cache' / 'd'  # `pytest --cache-clear` empties it
 FAKE_DEVICES = 8
 
 # Flags of the caller stay and, coming last, win.
@@ -27,15 +30,13 @@ os.environ['XLA_FLAGS'] = (
 ).strip()
 for _name, _value in {
   'JAX_PLATFORMS': 'cpu',
-  'JAX_COMPILATION_CACHE_DIR': str(REPO_ROOT / '.pytest_cache' / 'd' / 'jax'),
+  'JAX_COMPILATION_CACHE_DIR': str(CACHE / 'jax'),
   'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
   'OMP_NUM_THREADS': '1',
   'OPENBLAS_NUM_THREADS': '1',
   'MKL_NUM_THREADS': '1',
   'TOKENIZERS_PARALLELISM': 'false',
-  'HYPOTHESIS_STORAGE_DIRECTORY': str(
-    REPO_ROOT / '.pytest_cache' / 'd' / 'hypothesis'
-  ),
+  'HYPOTHESIS_STORAGE_DIRECTORY': str(CACHE / 'hypothesis'),
   'MPLBACKEND': 'agg',
 }.items():
   os.environ.setdefault(_name, _value)
@@ -43,16 +44,18 @@ for _name, _value in {
 import pytest  # noqa: E402  (after the environment)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config, items):
-  if not config.pluginmanager.hasplugin('xdist'):
-    return  # plain `pytest -p no:xdist`: there is nothing to spread
-  for item in items:
-    if item.get_closest_marker('xdist_group') is None:
-      crash = item.get_closest_marker('crash') is not None
-      group = 'crash' if crash else item.nodeid.partition('::')[0]
-      item.add_marker(pytest.mark.xdist_group(group))
+def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: item.get_closest_marker('crash') is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+  if item.get_closest_marker('crash') is None:
+    return (yield)
+  CACHE.mkdir(parents=True, exist_ok=True)
+  with open(CACHE / 'crash.lock', 'w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+    return (yield)
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,7 @@
 """Dispatch of the token log-prob; the only file others import."""
 
 import jax
+import jax.numpy as jnp
 
 from kernels.token_log_prob import xla
 
@@ -15,7 +16,7 @@ def token_log_prob(
   kernel_DV: jax.Array,
   target_BT: jax.Array,
   *,
-  temperature: float = 1.0,
+  temperature: float | jax.Array = 1.0,
   chunk: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Log-prob of each taken token and entropy of its distribution.
@@ -26,8 +27,9 @@ def token_log_prob(
     hidden_BTD: final hidden states, after the last norm.
     kernel_DV: the language-model head (the transposed embedding when tied).
     target_BT: int32, the token taken after each position, in [0, V).
-    temperature: logits are divided by it (SPEC 4: trainer, old and reference
-      log-probs use the rollout temperature).
+    temperature: logits are divided by it; a number, or one a row, (B,). It is
+      a constant: no gradient. (SPEC 4: trainer, old and reference log-probs
+      use the rollout temperature.)
     chunk: positions of the length axis whose logits exist at a time; default:
       as many as keep B x chunk x V within 64 MiB of float32.
 
@@ -37,6 +39,10 @@ def token_log_prob(
   if chunk is None:
     B, V = target_BT.shape[0], kernel_DV.shape[1]
     chunk = max(1, _LOGITS_BUDGET // (B * V))
+  acc = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
+  temperature_B = jnp.broadcast_to(
+    jnp.asarray(temperature, acc), target_BT.shape[:1]
+  )
   return xla.token_log_prob(
-    hidden_BTD, kernel_DV, target_BT, float(temperature), int(chunk)
+    hidden_BTD, kernel_DV, target_BT, temperature_B, int(chunk)
   )

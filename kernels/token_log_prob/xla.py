@@ -34,7 +34,7 @@ def _logits(hidden, kernel, temperature):
   logits = jnp.einsum(
     'BtD,DV->BtV', hidden, kernel, preferred_element_type=acc
   )
-  return logits / temperature
+  return logits / temperature[:, None, None].astype(acc)
 
 
 def _is_target(target, vocab):
@@ -70,7 +70,8 @@ def _backward_chunk(
   d_logits += jnp.where(
     _is_target(target, logits.shape[-1]), d_log_prob[..., None], 0
   )
-  d_logits = (d_logits / temperature).astype(hidden.dtype)
+  d_logits = d_logits / temperature[:, None, None].astype(d_logits.dtype)
+  d_logits = d_logits.astype(hidden.dtype)
   d_hidden = jnp.einsum('BtV,DV->BtD', d_logits, kernel)
   acc = jnp.promote_types(hidden.dtype, jnp.float32)
   d_kernel = jnp.einsum(
@@ -79,11 +80,11 @@ def _backward_chunk(
   return d_hidden, d_kernel
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def token_log_prob(hidden_BTD, kernel_DV, target_BT, temperature, chunk):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def token_log_prob(hidden_BTD, kernel_DV, target_BT, temperature_B, chunk):
   """Chunked form of `op.token_log_prob`; `chunk` positions at a time."""
   (log_prob, entropy), _ = _fwd(
-    hidden_BTD, kernel_DV, target_BT, temperature, chunk
+    hidden_BTD, kernel_DV, target_BT, temperature_B, chunk
   )
   return log_prob, entropy
 
@@ -106,12 +107,19 @@ def _fwd(hidden_BTD, kernel_DV, target_BT, temperature, chunk):
     log_prob, entropy, log_z = (
       _unchunked(x, T) for x in (log_prob, entropy, log_z)
     )
-  residuals = (hidden_BTD, kernel_DV, target_BT, log_z, entropy)
+  residuals = (
+    hidden_BTD,
+    kernel_DV,
+    target_BT,
+    temperature,
+    log_z,
+    entropy,
+  )
   return (log_prob, entropy), residuals
 
 
-def _bwd(temperature, chunk, residuals, cotangents):
-  hidden_BTD, kernel_DV, target_BT, log_z, entropy = residuals
+def _bwd(chunk, residuals, cotangents):
+  hidden_BTD, kernel_DV, target_BT, temperature, log_z, entropy = residuals
   d_log_prob, d_entropy = cotangents
   T = target_BT.shape[1]
   if chunk >= T:
@@ -151,7 +159,7 @@ def _bwd(temperature, chunk, residuals, cotangents):
       ),
     )
     d_hidden = _unchunked(d_hidden, T)
-  return d_hidden, d_kernel.astype(kernel_DV.dtype), None
+  return d_hidden, d_kernel.astype(kernel_DV.dtype), None, None
 
 
 token_log_prob.defvjp(_fwd, _bwd)

@@ -9,26 +9,21 @@ and numbers by name; several rows may share a step, and each phase may count
 its steps from 0.
 """
 
-import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from etils import epath
 from matplotlib import colors as mpl_colors
 from matplotlib import figure as mpl_figure
-from matplotlib import lines as mpl_lines
 from matplotlib import patches as mpl_patches
 from matplotlib import ticker
 
 from metastone_jax.errors import UserError
-from metastone_jax.evaluation.samples import EvaluationSamples, write_whole
+from metastone_jax.evaluation import style
+from metastone_jax.evaluation.samples import EvaluationSamples
 from metastone_jax.evaluation.series import Run, read_run, smooth
 
-BLUE, VERMILION, GREEN = '#0072B2', '#D55E00', '#009E73'
-ORANGE, PURPLE, GREY = '#E69F00', '#CC79A7', '#6E6E6E'
-_PHASE_TINTS = ('#F3F0E6', '#E4EDF5', '#E9F3E4', '#F5E8EE')
-_DPI = 160
 # Metric name -> (panel title, y label); other `loss/*` names get their own.
 _LOSS_TITLES = {
   'loss/total': 'total loss',
@@ -39,22 +34,22 @@ _LOSS_TITLES = {
   'loss/entropy': 'policy entropy (nats per token)',
 }
 _PASS_RATE = {
-  'reward/mean': ('rollout reward', GREY, '-'),
-  'reward/pass_rate': ('rollout pass rate', BLUE, '-'),
-  'eval/pass_at_1': ('held-out pass@1', VERMILION, 'o-'),
-  'eval/majority_at_8': ('held-out majority@8', ORANGE, 's-'),
-  'eval/best_of_8': ('held-out SPRM best-of-8', GREEN, '^-'),
+  'reward/mean': ('rollout reward', style.GREY, '-'),
+  'reward/pass_rate': ('rollout pass rate', style.BLUE, '-'),
+  'eval/pass_at_1': ('held-out pass@1', style.VERMILION, 'o-'),
+  'eval/majority_at_8': ('held-out majority@8', style.ORANGE, 's-'),
+  'eval/best_of_8': ('held-out SPRM best-of-8', style.GREEN, '^-'),
 }
 _AUC = {
-  'score/auc_within': ('rollouts, within a problem', BLUE, '-'),
-  'score/auc_across': ('rollouts, across problems', GREY, '-'),
-  'eval/auc_within': ('held-out, within a problem', VERMILION, 'o-'),
+  'score/auc_within': ('rollouts, within a problem', style.BLUE, '-'),
+  'score/auc_across': ('rollouts, across problems', style.GREY, '-'),
+  'eval/auc_within': ('held-out, within a problem', style.VERMILION, 'o-'),
 }
 _RULE_STYLES = {
-  'oracle': ('oracle pass@k (ceiling)', GREY, '--', None),
-  'best_of_k': ('SPRM best-of-k', BLUE, '-', 'o'),
-  'weighted_vote': ('score-weighted vote', GREEN, '-', 'D'),
-  'majority': ('majority vote', ORANGE, '-', 's'),
+  'oracle': ('oracle pass@k (ceiling)', style.GREY, '--', None),
+  'best_of_k': ('SPRM best-of-k', style.BLUE, '-', 'o'),
+  'weighted_vote': ('score-weighted vote', style.GREEN, '-', 'D'),
+  'majority': ('majority vote', style.ORANGE, '-', 's'),
 }
 
 
@@ -103,18 +98,18 @@ def plot_learning_curves(
     for ax in grid[count:]:
       ax.remove()
   for ax, (_, title, curves, chance) in zip(axes, wide + small, strict=True):
-    _shade(ax, run)
+    style.shade(ax, run)
     if chance is not None:
       ax.axhline(chance, color='black', lw=0.8, ls=':')
-      _note(ax, chance, 'chance')
-    for name, (label, color, style) in curves.items():
-      _curve(ax, run.series(name), label, color, style)
+      style.note(ax, chance, 'chance')
+    for name, (label, color, mark) in curves.items():
+      _curve(ax, run.series(name), label, color, mark)
     ax.set_title(title, fontsize=10, loc='left')
-    _steps(ax, run, list(curves))
+    style.step_axis(ax, run, list(curves))
     if any(label for label, _, _ in curves.values()):
-      _legend_below(ax)
-  _phase_legend(fig, run)
-  return _write(fig, path)
+      style.legend_below(ax)
+  style.phase_legend(fig, run)
+  return style.write_png(fig, path)
 
 
 def has_learning_curves(metrics: Iterable[Mapping]) -> bool:
@@ -143,7 +138,10 @@ def plot_score_separation(
     UserError: the rows hold neither metric.
   """
   run = read_run(metrics)
-  sides = (('correct', 'right', BLUE), ('wrong', 'wrong', VERMILION))
+  sides = (
+    ('correct', 'right', style.BLUE),
+    ('wrong', 'wrong', style.VERMILION),
+  )
   if not any(any(run.series(f'score/mean_{s}')) for s, _, _ in sides):
     raise UserError(
       'score separation: no score/mean_correct or score/mean_wrong in these '
@@ -151,7 +149,7 @@ def plot_score_separation(
     )
   fig = mpl_figure.Figure(figsize=(7.2, 4.0), layout='constrained')
   ax = fig.subplots()
-  _shade(ax, run)
+  style.shade(ax, run)
   measured = all(any(run.series(f'score/std_{s}')) for s, _, _ in sides)
   for side, label, color in sides:
     deviations = [
@@ -169,20 +167,20 @@ def plot_score_separation(
       )
       _line(ax, x, center, f'{label} traces' if part == 0 else '', color)
   ax.set_ylabel('mean trace score (0 to 1)')
-  _title(ax, 'Scores of right and wrong traces over training')
+  style.title(ax, 'Scores of right and wrong traces over training')
   low, high = ax.get_ylim()
   ax.set_ylim(max(low, 0.0), min(high, 1.0))
-  _steps(ax, run, [f'score/mean_{side}' for side, _, _ in sides])
+  style.step_axis(ax, run, [f'score/mean_{side}' for side, _, _ in sides])
   handles, labels = ax.get_legend_handles_labels()
-  handles.append(mpl_patches.Patch(color=GREY, alpha=0.3, lw=0))
+  handles.append(mpl_patches.Patch(color=style.GREY, alpha=0.3, lw=0))
   labels.append(
     'band: one standard deviation of the traces'
     if measured
     else 'band: one standard deviation over steps'
   )
-  _legend_below(ax, handles, labels)
-  _phase_legend(fig, run)
-  return _write(fig, path)
+  style.legend_below(ax, handles, labels)
+  style.phase_legend(fig, run)
+  return style.write_png(fig, path)
 
 
 def plot_score_histogram(
@@ -205,8 +203,8 @@ def plot_score_histogram(
   ax = fig.subplots()
   bins = np.linspace(0.0, 1.0, 31)
   sides = (
-    ('right', samples.correct_PN, BLUE, ''),
-    ('wrong', ~samples.correct_PN, VERMILION, '///'),
+    ('right', samples.correct_PN, style.BLUE, ''),
+    ('wrong', ~samples.correct_PN, style.VERMILION, '///'),
   )
   handles, labels = [], []
   for label, chosen_PN, color, hatch in sides:
@@ -233,12 +231,12 @@ def plot_score_histogram(
   ax.set_xlim(0.0, 1.0)
   ax.set_xlabel('trace score (geometric mean of the step scores)')
   ax.set_ylabel('share of that side (%)')
-  _title(
+  style.title(
     ax, title or f'{samples.task}: final scores of right and wrong samples'
   )
-  _plain(ax)
-  _legend_below(ax, handles, labels)
-  return _write(fig, path)
+  style.plain_axes(ax)
+  style.legend_below(ax, handles, labels)
+  return style.write_png(fig, path)
 
 
 def plot_accuracy_against_k(
@@ -279,17 +277,17 @@ def plot_accuracy_against_k(
   ax.set_xlabel('k, samples per problem (log scale)')
   ax.set_ylabel('held-out accuracy (%)')
   level = 100.0 * summary['level']
-  _title(
+  style.title(
     ax,
     title
     or f'{summary["task"]}: accuracy against k, {summary["problems"]} problems',
   )
-  _plain(ax)
+  style.plain_axes(ax)
   handles, labels = ax.get_legend_handles_labels()
-  handles.append(mpl_patches.Patch(color=GREY, alpha=0.3, lw=0))
+  handles.append(mpl_patches.Patch(color=style.GREY, alpha=0.3, lw=0))
   labels.append(f'band: {level:g} % bootstrap interval')
-  _legend_below(ax, handles, labels)
-  return _write(fig, path)
+  style.legend_below(ax, handles, labels)
+  return style.write_png(fig, path)
 
 
 def _panels(run: Run):
@@ -303,7 +301,7 @@ def _panels(run: Run):
     (
       name,
       _LOSS_TITLES.get(name, name.removeprefix('loss/') + ' loss'),
-      {name: ('', BLUE, '-')},
+      {name: ('', style.BLUE, '-')},
       None,
     )
     for name in losses
@@ -325,12 +323,12 @@ def _columns(panels: int) -> int:
   return max(1, min(panels, 4 if panels % 3 == 1 else 3))
 
 
-def _curve(ax, series, label: str, color: str, style: str) -> None:
+def _curve(ax, series, label: str, color: str, mark: str) -> None:
   parts = list(series)
-  if style != '-':
+  if mark != '-':
     # Rare evaluations: one line through the phases, whole markers at the edge.
     x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    ax.plot(x, y, style, color=color, lw=1.2, ms=5, label=label, clip_on=False)
+    ax.plot(x, y, mark, color=color, lw=1.2, ms=5, label=label, clip_on=False)
     return
   for part, (x, y) in enumerate(parts):
     if len(y) >= 50:
@@ -341,103 +339,5 @@ def _curve(ax, series, label: str, color: str, style: str) -> None:
 
 def _line(ax, x, y, label: str, color: str) -> None:
   # A lone point has no line: it needs a marker to be seen.
-  style = 'o' if len(x) == 1 else '-'
-  ax.plot(x, y, style, color=color, lw=1.6, ms=4, label=label or '_nolegend_')
-
-
-def _tint(run: Run, name: str) -> str:
-  names = list(dict.fromkeys(phase for phase, _, _ in run.phases))
-  return _PHASE_TINTS[names.index(name) % len(_PHASE_TINTS)]
-
-
-def _shade(ax, run: Run) -> None:
-  for index, (name, start, end) in enumerate(run.phases):
-    ax.axvspan(start, end, color=_tint(run, name), lw=0, zorder=0)
-    if index:
-      ax.axvline(start, color='white', lw=1.5, zorder=1)
-
-
-def _phase_legend(fig, run: Run) -> None:
-  limits = [ax.get_xlim() for ax in fig.get_axes()]
-  names = list(
-    dict.fromkeys(
-      name
-      for name, start, end in run.phases
-      # Only phases that some panel shows.
-      if name and any(start < high and end > low for low, high in limits)
-    )
-  )
-  if not names:
-    return
-  handles: list = [
-    mpl_patches.Patch(facecolor=_tint(run, name), edgecolor='#BBBBBB')
-    for name in names
-  ]
-  handles.insert(0, mpl_lines.Line2D([], [], lw=0))
-  fig.legend(
-    handles,
-    ['phase:', *names],
-    loc='outside upper left',
-    ncols=len(handles),
-    frameon=False,
-    fontsize=8.5,
-    handlelength=1.4,
-    columnspacing=1.2,
-  )
-
-
-def _legend_below(ax, handles: Sequence = (), labels: Sequence = ()) -> None:
-  """A legend under the axes, where it cannot cover a curve."""
-  if not handles:
-    handles, labels = ax.get_legend_handles_labels()
-  if handles:
-    ax.legend(
-      handles,
-      labels,
-      loc='upper center',
-      bbox_to_anchor=(0.5, -0.17),
-      ncols=min(3, len(handles)),
-      frameon=False,
-      fontsize=8.5,
-    )
-
-
-def _title(ax, text: str) -> None:
-  ax.set_title(text, loc='left', fontsize=10.5)
-
-
-def _note(ax, y: float, text: str) -> None:
-  ax.text(
-    0.99,
-    y,
-    text,
-    transform=ax.get_yaxis_transform(),
-    ha='right',
-    va='bottom',
-    fontsize=7.5,
-  )
-
-
-def _steps(ax, run: Run, names: Sequence[str]) -> None:
-  """Step axis over the phases in which these metrics exist."""
-  seen = [x[[0, -1]] for name in names for x, _ in run.series(name)]
-  first, last = np.min(seen), np.max(seen)
-  start = max(s for _, s, _ in run.phases if s <= first)
-  end = min(e for _, _, e in run.phases if e >= last)
-  ax.set_xlim(start, end if end > start else start + 1.0)
-  ax.set_xlabel('training step (updates)', fontsize=8.5)
-  ax.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
-  _plain(ax)
-
-
-def _plain(ax) -> None:
-  ax.spines[['top', 'right']].set_visible(False)
-  ax.grid(axis='y', color='#D0D0D0', lw=0.5)
-  ax.set_axisbelow(True)
-  ax.tick_params(labelsize=8.5)
-
-
-def _write(fig, path: epath.PathLike) -> epath.Path:
-  buffer = io.BytesIO()
-  fig.savefig(buffer, format='png', dpi=_DPI, facecolor='white')
-  return write_whole(path, buffer.getvalue())
+  mark = 'o' if len(x) == 1 else '-'
+  ax.plot(x, y, mark, color=color, lw=1.6, ms=4, label=label or '_nolegend_')

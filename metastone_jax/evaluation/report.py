@@ -128,11 +128,17 @@ def headline(result: Mapping) -> str:
   )
   claim = {
     'yes': 'the score head picks better answers than the vote',
-    'no': 'the score head picks WORSE answers than the vote',
+    'below': 'the score head picks WORSE answers than the vote',
     'not shown': 'no difference to the vote is shown',
     'undefined': 'one problem cannot tell the two apart',
   }[summary.verdict(difference)]
-  return f'{sentence}: {claim} ({summary.points(difference)} points).'
+  gain = f'{100 * difference["mean"]:+.1f} points'
+  if difference['low'] is not None:
+    gain += (
+      f', {100 * result["level"]:g} % interval '
+      f'{100 * difference["low"]:.1f} to {100 * difference["high"]:.1f}'
+    )
+  return f'{sentence}: {claim} ({gain}).'
 
 
 def terminal_summary(result: Mapping, *, width: int = _TERMINAL_WIDTH) -> str:
@@ -175,66 +181,76 @@ def terminal_summary(result: Mapping, *, width: int = _TERMINAL_WIDTH) -> str:
 
 def _pictures(folder, metrics, result, samples):
   """(pictures made, a sentence for each that could not be)."""
-  made, absent = [], []
   names = {
     name for row in metrics for name, value in row.items() if value is not None
   }
-  wide = result
-  if samples is not None:
-    # The curve wants every power of two, the table only the asked k.
-    top = max(row['k'] for row in result['rows'])
-    ks = {2**i for i in range(top.bit_length())} | {
-      row['k'] for row in result['rows']
-    }
-    wide = summary.summarise(
-      samples,
-      sorted(ks),
-      level=result['level'],
-      resamples=result['resamples'],
-      seed=result['seed'],
-    )
-  made.append(
-    render.Picture(
+  # (file, heading, caption, how to draw it or None, what is then absent)
+  separated = names & {'score/mean_correct', 'score/mean_wrong'}
+  plans = [
+    (
+      'accuracy_against_k',
       'Accuracy against k',
       'Mean over all k-subsets of the samples. The oracle counts a problem as '
       'right when any of its k samples is.',
-      plots.plot_accuracy_against_k(wide, folder / 'accuracy_against_k.png'),
-    )
-  )
-  if names & {'score/mean_correct', 'score/mean_wrong'}:
-    made.append(
-      render.Picture(
-        'Score separation over training',
-        'Mean trace score of rollouts whose answer is right and of those whose '
-        'answer is wrong. Where the two part, the head has learned to tell '
-        'them apart.',
-        plots.plot_score_separation(metrics, folder / 'score_separation.png'),
-      )
-    )
-  else:
-    absent.append('No score separation: the metrics hold no mean scores.')
-  if samples is not None:
-    made.append(
-      render.Picture(
-        'Scores of the held-out samples',
-        'Each side is normalised to its own number of samples.',
-        plots.plot_score_histogram(samples, folder / 'score_histogram.png'),
-      )
-    )
-  else:
-    absent.append('No histogram of scores: the samples were not given.')
-  if plots.has_learning_curves(metrics):
-    made.append(
-      render.Picture(
-        'Learning curves',
-        'Thin: every step; thick: running mean. A panel spans the phases in '
-        'which its metric exists.',
-        plots.plot_learning_curves(metrics, folder / 'learning_curves.png'),
-      )
-    )
-  else:
-    absent.append('No learning curves: no training metrics were given.')
+      lambda path: plots.plot_accuracy_against_k(_finer(result, samples), path),
+      '',
+    ),
+    (
+      'score_separation',
+      'Score separation over training',
+      'Mean trace score of rollouts whose answer is right and of those whose '
+      'answer is wrong. Where the two part, the head has learned to tell them '
+      'apart.',
+      (lambda path: plots.plot_score_separation(metrics, path))
+      if separated
+      else None,
+      'the metrics hold no mean scores',
+    ),
+    (
+      'score_histogram',
+      'Scores of the held-out samples',
+      'Each side is normalised to its own number of samples.',
+      (lambda path: plots.plot_score_histogram(samples, path))
+      if samples is not None
+      else None,
+      'the samples were not given',
+    ),
+    (
+      'learning_curves',
+      'Learning curves',
+      'Thin: every step; thick: running mean. A panel spans the phases in '
+      'which its metric exists.',
+      (lambda path: plots.plot_learning_curves(metrics, path))
+      if plots.has_learning_curves(metrics)
+      else None,
+      'no training metrics were given',
+    ),
+  ]
+  made, absent = [], []
+  for name, heading, caption, draw, reason in plans:
+    path = folder / f'{name}.png'
+    if draw is None:
+      # A picture of an earlier report must not pass for one of this.
+      path.unlink(missing_ok=True)
+      absent.append(f'No picture "{heading}": {reason}.')
+    else:
+      made.append(render.Picture(heading, caption, draw(path)))
   return made, absent
+
+
+def _finer(result, samples):
+  """The same summary at every power of two, which a curve wants."""
+  asked = {row['k'] for row in result['rows']}
+  ks = asked | {2**i for i in range(max(asked).bit_length())}
+  if samples is None or ks == asked:
+    return result
+  return summary.summarise(
+    samples,
+    sorted(ks),
+    level=result['level'],
+    resamples=result['resamples'],
+    seed=result['seed'],
+  )
 
 
 def _sections(summaries, samples) -> list[render.Section]:
@@ -263,7 +279,9 @@ def _sections(summaries, samples) -> list[render.Section]:
       summary.difference_table(result),
       summary.other_table(result),
     ]
-    sections.append(render.Section(stage, text, [t for t in tables if t[1]]))
+    sections.append(
+      render.Section(f'Stage: {stage}', text, [t for t in tables if t[1]])
+    )
   return sections
 
 

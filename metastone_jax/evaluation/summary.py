@@ -316,16 +316,16 @@ def percent(interval: Mapping) -> str:
 
 def points(interval: Mapping) -> str:
   """An interval of differences in percentage points, always signed."""
-  text = number(interval, 1, 100.0)
-  return text if interval['mean'] < 0 else '+' + text
+  text = number(interval, 1, 100.0).replace('-0.0', '0.0')
+  return text if text.startswith(('-', 'undefined')) else '+' + text
 
 
 def verdict(interval: Mapping) -> str:
-  """yes: whole interval above 0; no: whole below; else not shown."""
+  """yes: whole interval above 0; below: all of it; else not shown."""
   low, high = interval['low'], interval['high']
   if low is None:
     return 'undefined'
-  return 'yes' if low > 0 else 'no' if high < 0 else 'not shown'
+  return 'yes' if low > 0 else 'below' if high < 0 else 'not shown'
 
 
 def _best_of_k(samples: EvaluationSamples, k: int) -> np.ndarray:

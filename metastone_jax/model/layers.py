@@ -44,14 +44,61 @@ class LayerCache:
   """Keys and values of one layer during decoding, already rotated.
 
   Attributes:
-    prompt_k_PSKh, prompt_v_PSKh: the prompts' cache, one a PROBLEM.
-    own_k_PNRKh, own_v_PNRKh: what each candidate wrote, R slots.
+    prompt_k_PKhS, prompt_v_PKSh: the prompts' cache, one a PROBLEM.
+    own_k_PNKhR, own_v_PNKRh: what each candidate wrote, R slots.
   """
 
-  prompt_k_PSKh: jax.Array
-  prompt_v_PSKh: jax.Array
-  own_k_PNRKh: jax.Array
-  own_v_PNRKh: jax.Array
+  prompt_k_PKhS: jax.Array
+  prompt_v_PKSh: jax.Array
+  own_k_PNKhR: jax.Array
+  own_v_PNKRh: jax.Array
+
+  @classmethod
+  def open(
+    cls,
+    k_PSKh: jax.Array,
+    v_PSKh: jax.Array,
+    num_candidates: int,
+    num_slots: int,
+  ) -> 'LayerCache':
+    """The cache of a prefilled prompt, no candidate token written yet."""
+    P, _, K, h = k_PSKh.shape
+    own = (P, num_candidates, K)
+    return cls(
+      prompt_k_PKhS=jnp.transpose(k_PSKh, (0, 2, 3, 1)),
+      prompt_v_PKSh=jnp.transpose(v_PSKh, (0, 2, 1, 3)),
+      own_k_PNKhR=jnp.zeros((*own, h, num_slots), k_PSKh.dtype),
+      own_v_PNKRh=jnp.zeros((*own, num_slots, h), v_PSKh.dtype),
+    )
+
+  def write(
+    self, k_PNKh: jax.Array, v_PNKh: jax.Array, slot: jax.Array
+  ) -> 'LayerCache':
+    """Puts one new key and value a candidate at `slot`."""
+    update = jax.lax.dynamic_update_slice_in_dim
+    return dataclasses.replace(
+      self,
+      own_k_PNKhR=update(self.own_k_PNKhR, k_PNKh[..., None], slot, axis=4),
+      own_v_PNKRh=update(
+        self.own_v_PNKRh, v_PNKh[:, :, :, None], slot, axis=3
+      ),
+    )
+
+  def select(self, best_P: jax.Array, extra_slots: int) -> 'LayerCache':
+    """One candidate a problem (P, 1, ...), with room for more slots."""
+
+    def chosen(x, axis):
+      index = best_P.reshape((-1,) + (1,) * (x.ndim - 1))
+      x = jnp.take_along_axis(x, index, axis=1)
+      pads = [(0, 0)] * x.ndim
+      pads[axis] = (0, extra_slots)
+      return jnp.pad(x, pads)
+
+    return dataclasses.replace(
+      self,
+      own_k_PNKhR=chosen(self.own_k_PNKhR, 4),
+      own_v_PNKRh=chosen(self.own_v_PNKRh, 3),
+    )
 
 
 class Block(nnx.Module):
@@ -164,23 +211,13 @@ class Block(nnx.Module):
       the residual stream (P, N, D) and the cache with the slot written.
     """
     q, k, v = self._qkv(x_PND, cos, sin)
-
-    def write(own, new):
-      return jax.lax.dynamic_update_slice_in_dim(
-        own, new[:, :, None], slot, axis=2
-      )
-
-    cache = dataclasses.replace(
-      cache,
-      own_k_PNRKh=write(cache.own_k_PNRKh, k),
-      own_v_PNRKh=write(cache.own_v_PNRKh, v),
-    )
+    cache = cache.write(k, v, slot)
     out = decode_attention(
       q,
-      cache.prompt_k_PSKh,
-      cache.prompt_v_PSKh,
-      cache.own_k_PNRKh,
-      cache.own_v_PNRKh,
+      cache.prompt_k_PKhS,
+      cache.prompt_v_PKSh,
+      cache.own_k_PNKhR,
+      cache.own_v_PNKRh,
       prompt_valid_PS,
       own_valid_PNR,
     )

@@ -216,18 +216,11 @@ class ReflectiveModel(nnx.Module):
     last = (length_P - 1)[:, None, None]
     hidden_PD = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
     feature_PD = jnp.take_along_axis(feature, last, axis=1)[:, 0]
-    own_shape = (
-      P,
-      num_candidates,
-      num_slots,
-      self.config.num_kv_heads,
-      self.config.head_width,
-    )
-    caches = []
-    for k, v in stacks:
-      for layer in range(k.shape[0]):
-        empty = jnp.zeros(own_shape, k.dtype)
-        caches.append(LayerCache(k[layer], v[layer], empty, empty))
+    caches = [
+      LayerCache.open(k[layer], v[layer], num_candidates, num_slots)
+      for k, v in stacks
+      for layer in range(k.shape[0])
+    ]
     return hidden_PD, feature_PD, tuple(caches)
 
   def decode(
@@ -239,9 +232,20 @@ class ReflectiveModel(nnx.Module):
     prompt_valid_PS: jax.Array,
     own_valid_PNR: jax.Array,
     *,
+    layers: list[Block],
     sharder: Sharder,
   ) -> tuple[jax.Array, jax.Array, tuple[LayerCache, ...]]:
     """Reads one new token a candidate.
+
+    Args:
+      token_PN: the tokens.
+      position_PN: their positions (prompt included).
+      caches: one LayerCache a layer.
+      slot: int scalar, own-cache slot to write.
+      prompt_valid_PS: real prompt positions.
+      own_valid_PNR: own slots that may be read, `slot` included.
+      layers: `self.layers()`, made once outside the decode loop.
+      sharder: activation shardings.
 
     Returns:
       hidden_PND (final norm), feature_PND entering block f, updated caches.
@@ -253,24 +257,29 @@ class ReflectiveModel(nnx.Module):
     x = self.embed(token_PN)
     feature = None
     updated = []
-    for index, cache in enumerate(caches):
+    for index, (layer, cache) in enumerate(zip(layers, caches, strict=True)):
       if index == config.split:
         feature = x
-      x, cache = self._layer(index).decode(
+      x, cache = layer.decode(
         x, cos, sin, cache, slot, prompt_valid_PS, own_valid_PNR, sharder
       )
       updated.append(cache)
     hidden = rms_norm(x, self.final_norm[...], config.norm_eps)
     return hidden, feature, tuple(updated)
 
-  def _layer(self, index: int) -> Block:
-    """Block `index` of the unrolled decode loop (a static slice)."""
-    split = self.config.split
-    stack, place = (
-      (self.low, index) if index < split else (self.high, index - split)
-    )
-    graph, state = nnx.split(stack)
-    return nnx.merge(graph, jax.tree.map(lambda x: x[place], state))
+  def layers(self) -> list[Block]:
+    """All blocks unstacked (static slices): the decode loop unrolls them."""
+    blocks = []
+    for stack, count in (
+      (self.low, self.config.split),
+      (self.high, self.config.num_layers - self.config.split),
+    ):
+      graph, state = nnx.split(stack)
+      blocks += [
+        nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], state))
+        for i in range(count)
+      ]
+    return blocks
 
 
 @functools.cache

@@ -118,9 +118,8 @@ class Signs(base.ProceduralTask):
     terms = None if content is None else parse_signed_sum(content)
     if terms is None:
       return base.UNPARSED
-    right = [abs(term) for term in terms] == problem.data['numbers'] and sum(
-      terms
-    ) == problem.data['goal']
+    as_given = [abs(term) for term in terms] == problem.data['numbers']
+    right = as_given and sum(terms) == problem.data['goal']
     key = ''.join(f'{term:+d}' for term in terms)
     return base.Verdict(reward=float(right), parsed=True, answer_key=key)
 

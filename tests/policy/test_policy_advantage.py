@@ -30,17 +30,20 @@ def test_group_advantage_equals_the_loop(normalise_std, library):
       library.asarray(group_B),
       normalise_std=normalise_std,
     )
-  # atol: a group of equal 0.1 has rounding noise in its mean, over 1e-6.
+  # atol: the oracle's mean of equal 0.1s rounds, and is divided by 1e-6.
   np.testing.assert_allclose(advantage_B, expected_B, rtol=1e-9, atol=1e-9)
   np.testing.assert_allclose(expected_B[6], 1.0, rtol=1e-5)
 
 
 def test_equal_rewards_give_exactly_no_advantage_in_float32():
-  # 8 and not a power of two; 0.1 is not exact in binary.
-  for n in (3, 5, 8):
-    reward_B = jnp.full((n,), 1.0, jnp.float32)
-    advantage_B = policy.group_advantage(reward_B, jnp.zeros(n, jnp.int32))
-    np.testing.assert_array_equal(advantage_B, np.zeros(n))
+  # 0.1 is not exact in binary: a rounded mean over 1e-6 would not be 0.
+  advantage = jax.jit(policy.group_advantage)
+  for reward in (1.0, 0.1, 0.7):
+    reward_B = np.full(8, reward, np.float32)
+    for n in (3, 5, 8):
+      advantage_B = advantage(reward_B, np.arange(8) // n * 10)
+      grouped_B = np.arange(8) < 8 // n * n
+      np.testing.assert_array_equal(advantage_B[grouped_B], 0.0)
 
 
 def test_no_gradient_through_the_advantage():

@@ -94,14 +94,15 @@ def loop_oracle(batch, config):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_terms_equal_the_loop(name, library):
   config = CONFIGS[name]
+  compute = functools.partial(policy.policy_terms, config=config)
+  if library is jnp:
+    compute = jax.jit(compute)
   with jax.enable_x64(True):
     for seed in range(4):
       batch = random_batch(seed)
       expected = loop_oracle(batch, config)
       assert expected['clip_fraction'] > 0
-      terms = policy.policy_terms(
-        **{k: library.asarray(v) for k, v in batch.items()}, config=config
-      )
+      terms = compute(**{k: library.asarray(v) for k, v in batch.items()})
       got = {k: float(total / count) for k, (total, count) in terms.items()}
       assert got.keys() == expected.keys()
       for key, value in expected.items():
@@ -120,7 +121,7 @@ def test_gradient_equals_finite_differences(name):
       )['policy']
       return total / count
 
-    got_BT = jax.grad(loss)(jnp.asarray(batch['log_prob_BT']))
+    got_BT = jax.jit(jax.grad(loss))(jnp.asarray(batch['log_prob_BT']))
 
   def oracle(log_prob_BT):
     return loop_oracle(batch | {'log_prob_BT': log_prob_BT}, config)['policy']
@@ -181,64 +182,53 @@ def test_micro_batches_are_one_batch(name):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_only_the_policy_term_has_a_gradient(name):
   batch = random_batch(3)
+  mask_BT = jnp.asarray(batch.pop('mask_BT'))
+  batch = {k: jnp.asarray(v, jnp.float32) for k, v in batch.items()}
 
-  def metrics(log_prob_BT, old_BT, advantage_B, sampler_BT):
-    terms = policy.policy_terms(
-      log_prob_BT,
-      old_BT,
-      advantage_B,
-      batch['mask_BT'],
-      config=CONFIGS[name],
-      sampler_log_prob_BT=sampler_BT,
-    )
+  def loss_and_metrics(batch):
+    terms = policy.policy_terms(**batch, mask_BT=mask_BT, config=CONFIGS[name])
     loss = terms.pop('policy')[0]
-    return sum(total for total, _ in terms.values()), loss
+    return jnp.stack([loss, sum(total for total, _ in terms.values())])
 
-  args = [
-    jnp.asarray(batch[k], jnp.float32)
-    for k in (
-      'log_prob_BT',
-      'old_log_prob_BT',
-      'advantage_B',
-      'sampler_log_prob_BT',
-    )
-  ]
-  of_metrics = jax.grad(lambda *a: metrics(*a)[0], (0, 1, 2, 3))(*args)
-  for grad in of_metrics:
-    np.testing.assert_array_equal(grad, np.zeros_like(grad))
-  of_loss = jax.grad(lambda *a: metrics(*a)[1], (0, 1, 2, 3))(*args)
-  assert np.abs(of_loss[0]).max() > 0
-  for grad in of_loss[1:]:
-    np.testing.assert_array_equal(grad, np.zeros_like(grad))
+  jacobian = jax.jit(jax.jacrev(loss_and_metrics))(batch)
+  of_log_prob = jacobian.pop('log_prob_BT')
+  assert np.abs(of_log_prob[0]).max() > 0
+  np.testing.assert_array_equal(of_log_prob[1], np.zeros(mask_BT.shape))
+  for of_constant in jacobian.values():
+    np.testing.assert_array_equal(of_constant, np.zeros_like(of_constant))
 
 
-@pytest.mark.parametrize('garbage', [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize('name', CONFIGS)
-def test_padding_never_leaks(name, garbage):
-  batch = random_batch(4)
-  dirty = dict(batch)
-  for key in ('log_prob_BT', 'old_log_prob_BT', 'sampler_log_prob_BT'):
-    dirty[key] = np.where(batch['mask_BT'], batch[key], garbage)
-
+def test_padding_never_leaks(name):
   @jax.jit
-  def loss(log_prob_BT, rest):
-    terms = policy.policy_terms(log_prob_BT, **rest, config=CONFIGS[name])
-    kls = [
-      policy.kl_terms(
-        log_prob_BT, rest['old_log_prob_BT'], rest['mask_BT'], form
-      )[0]
-      for form in policy.KL_FORMS
-    ]
-    entropy = policy.aggregate(-log_prob_BT, rest['mask_BT'])[0]
-    return terms['policy'][0] + sum(kls) + entropy
+  def loss_and_gradient(log_prob_BT, rest):
+    def loss(log_prob_BT):
+      mask_BT = rest['mask_BT']
+      terms = policy.policy_terms(log_prob_BT, **rest, config=CONFIGS[name])
+      kls = [
+        policy.kl_terms(log_prob_BT, rest['old_log_prob_BT'], mask_BT, form)[0]
+        for form in policy.KL_FORMS
+      ]
+      entropy = policy.aggregate(-log_prob_BT, mask_BT)[0]
+      return terms['policy'][0] + sum(kls) + entropy
 
-  results = []
-  for b in (batch, dirty):
-    rest = {k: jnp.asarray(v) for k, v in b.items() if k != 'log_prob_BT'}
-    lp_BT = jnp.asarray(b['log_prob_BT'], jnp.float32)
-    results.append(jax.value_and_grad(loss)(lp_BT, rest))
-  np.testing.assert_array_equal(results[1][0], results[0][0])
-  np.testing.assert_array_equal(results[1][1], results[0][1])
+    return jax.value_and_grad(loss)(log_prob_BT)
+
+  def run(batch):
+    batch = {
+      k: v.astype(np.float32) if k != 'mask_BT' else v for k, v in batch.items()
+    }
+    return loss_and_gradient(batch.pop('log_prob_BT'), batch)
+
+  batch = random_batch(4)
+  clean = run(batch)
+  assert np.isfinite(clean[0])
+  for garbage in (np.nan, np.inf, -np.inf):
+    dirty = dict(batch)
+    for key in ('log_prob_BT', 'old_log_prob_BT', 'sampler_log_prob_BT'):
+      dirty[key] = np.where(batch['mask_BT'], batch[key], garbage)
+    for got, want in zip(run(dirty), clean, strict=True):
+      np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -246,24 +236,26 @@ def test_huge_ratios_stay_finite_in_float32(name):
   log_prob_BT = jnp.array([[-1.0, -500.0], [-500.0, -1.0]], jnp.float32)
   old_BT = jnp.array([[-500.0, -1.0], [-1.0, -500.0]], jnp.float32)
   mask_BT = jnp.ones((2, 2), bool)
+
+  def loss(lp_BT, advantage_B):
+    terms = policy.policy_terms(
+      lp_BT,
+      old_BT,
+      advantage_B,
+      mask_BT,
+      config=CONFIGS[name],
+      sampler_log_prob_BT=old_BT - 200.0,
+    )
+    kls = [
+      policy.kl_terms(lp_BT, old_BT, mask_BT, form)[0]
+      for form in policy.KL_FORMS
+    ]
+    return terms['policy'][0] + sum(kls)
+
   for sign in (1.0, -1.0):
-
-    def loss(lp_BT, sign=sign):
-      terms = policy.policy_terms(
-        lp_BT,
-        old_BT,
-        jnp.array([sign, -sign]),
-        mask_BT,
-        config=CONFIGS[name],
-        sampler_log_prob_BT=old_BT - 200.0,
-      )
-      kls = [
-        policy.kl_terms(lp_BT, old_BT, mask_BT, form)[0]
-        for form in policy.KL_FORMS
-      ]
-      return terms['policy'][0] + sum(kls)
-
-    value, grad_BT = jax.value_and_grad(loss)(log_prob_BT)
+    value, grad_BT = jax.jit(jax.value_and_grad(loss))(
+      log_prob_BT, jnp.array([sign, -sign])
+    )
     assert np.isfinite(value)
     assert np.isfinite(grad_BT).all()
 
@@ -272,7 +264,7 @@ def test_on_policy_gradient_is_reinforce():
   # ratio 1: d loss = -A / tokens at every response token.
   batch = random_batch(5)
   log_prob_BT = jnp.asarray(batch['log_prob_BT'])
-  grad_BT = jax.grad(policy.policy_loss)(
+  grad_BT = jax.jit(jax.grad(policy.policy_loss))(
     log_prob_BT, log_prob_BT, batch['advantage_B'], batch['mask_BT']
   )
   mask_BT = batch['mask_BT']
@@ -283,12 +275,13 @@ def test_on_policy_gradient_is_reinforce():
 def test_empty_mask_is_zero():
   zeros_BT = jnp.zeros((2, 3))
   none_BT = jnp.zeros((2, 3), bool)
-  loss, grad_BT = jax.value_and_grad(policy.policy_loss)(
+  loss, grad_BT = jax.jit(jax.value_and_grad(policy.policy_loss))(
     zeros_BT, zeros_BT, jnp.ones(2), none_BT
   )
   np.testing.assert_array_equal(loss, 0)
   np.testing.assert_array_equal(grad_BT, zeros_BT)
-  np.testing.assert_array_equal(policy.k3_kl(zeros_BT, zeros_BT, none_BT), 0)
+  k3 = jax.jit(policy.k3_kl)(zeros_BT, zeros_BT, none_BT)
+  np.testing.assert_array_equal(k3, 0)
 
 
 def test_sequence_total_replaces_the_count():
@@ -344,7 +337,9 @@ def test_k1_and_k2_have_the_gradient_of_the_kl(form):
       return (p_V * kl_V).sum()
 
     np.testing.assert_allclose(
-      jax.grad(sampled)(logits_V), jax.grad(exact)(logits_V), atol=1e-12
+      jax.jit(jax.grad(sampled))(logits_V),
+      jax.jit(jax.grad(exact))(logits_V),
+      atol=1e-12,
     )
     if form == 'k1':
       np.testing.assert_allclose(sampled(logits_V), exact(logits_V), rtol=1e-12)

@@ -1,0 +1,69 @@
+"""What a draw is: strategy, lengths, token ids; all static under jit."""
+
+import dataclasses
+
+from metastone_jax.errors import UserError
+
+# Effort -> k candidates (SPEC 5). The thinking budget goes with the recipe.
+EFFORTS = {'low': 2, 'medium': 8, 'high': 32}
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+  """How candidates are drawn; hashable, a static argument of the programs.
+
+  Attributes:
+    max_response_length: R, tokens a response may have, the end token included.
+    eos_id: ends a response.
+    pad_id: fills what follows.
+    step_ids: ids of the step marks.
+    think_start_id: <think>.
+    think_end_id: </think>.
+    temperature: logits are divided by it; 0 = greedy.
+    top_k: only the k most likely tokens; 0 = off.
+    top_p: the smallest set of tokens whose probability reaches it; 1 = off.
+    thinking_budget: after so many thinking tokens </think> is forced; None =
+      no limit below R.
+    aggregator: trace score from step scores, see `sprm.trace_score`.
+    released_selection: pure argmax of the score, and score 0 for a trace
+      without marks, as the released code does. Default: an unfinished
+      candidate wins only where no finished one exists, and a trace without
+      marks is scored at its last thinking position (SPEC 5, 6).
+  """
+
+  max_response_length: int
+  eos_id: int
+  pad_id: int
+  step_ids: tuple[int, ...]
+  think_start_id: int
+  think_end_id: int
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+  thinking_budget: int | None = None
+  aggregator: str = 'geometric'
+  released_selection: bool = False
+
+  def __post_init__(self):
+    for name, ok, rule in (
+      ('max_response_length', self.max_response_length >= 1, 'at least 1'),
+      ('temperature', self.temperature >= 0, 'at least 0 (0 = greedy)'),
+      ('top_k', self.top_k >= 0, 'at least 0 (0 = off)'),
+      ('top_p', 0 < self.top_p <= 1, 'in (0, 1] (1 = off)'),
+      (
+        'thinking_budget',
+        self.thinking_budget is None
+        or 1 <= self.thinking_budget < self.max_response_length,
+        'at least 1 and below max_response_length',
+      ),
+    ):
+      if not ok:
+        raise UserError(
+          f'sampling.{name} must be {rule}: got {getattr(self, name)}'
+        )
+
+
+def check_num_candidates(k: int) -> None:
+  """Raises UserError unless k >= 1."""
+  if k < 1:
+    raise UserError(f'k must be at least 1 candidate a problem: got k={k}')

@@ -1,0 +1,119 @@
+"""From logits to a token: temperature, top-k, top-p, Gumbel noise.
+
+Nothing sorts the vocabulary: the top-p threshold is found by bisection on the
+probability, top-k by `lax.top_k`. The noise of a draw depends only on the
+row's key and its position, so a candidate's tokens do not depend on what else
+is in the batch.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# Halvings of [0, max p]: below float32 resolution after 32.
+_BISECTIONS = 32
+
+
+def top_p_threshold(p_V: jax.Array, top_p: float) -> jax.Array:
+  """The largest t with sum(p[p >= t]) >= top_p, over the last axis.
+
+  Tokens tied at the threshold are all kept.
+
+  Args:
+    p_V: probabilities (..., V).
+    top_p: mass to reach, in (0, 1).
+
+  Returns:
+    (..., 1) thresholds; keep p >= t.
+  """
+  high = jnp.max(p_V, axis=-1, keepdims=True)
+  # Invariant: mass(low) >= top_p. high starts just above every probability.
+  low, high = jnp.zeros_like(high), high * (1 + 1e-6) + 1e-30
+
+  def halve(_, bounds):
+    low, high = bounds
+    middle = (low + high) / 2
+    mass = jnp.sum(jnp.where(p_V >= middle, p_V, 0), axis=-1, keepdims=True)
+    enough = mass >= top_p
+    return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+  low, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))
+  return low
+
+
+def filter_logits(
+  logits_V: jax.Array, *, top_k: int = 0, top_p: float = 1.0
+) -> jax.Array:
+  """Sets the logits outside top-k, then outside top-p of the rest, to -inf.
+
+  Args:
+    logits_V: (..., V), temperature already applied.
+    top_k: 0 = off.
+    top_p: 1 = off.
+  """
+  if 0 < top_k < logits_V.shape[-1]:
+    kth = jax.lax.top_k(logits_V, top_k)[0][..., -1:]
+    logits_V = jnp.where(logits_V >= kth, logits_V, -jnp.inf)
+  if top_p < 1:
+    p = jax.nn.softmax(logits_V, axis=-1)
+    logits_V = jnp.where(p >= top_p_threshold(p, top_p), logits_V, -jnp.inf)
+  return logits_V
+
+
+def row_keys(
+  seed: jax.Array, draw_P: jax.Array, candidate_N: jax.Array
+) -> jax.Array:
+  """One key a candidate: fold_in(fold_in(seed, draw), candidate), (P, N)."""
+  root = jax.random.key(seed)
+
+  def one(draw, candidate):
+    return jax.random.fold_in(jax.random.fold_in(root, draw), candidate)
+
+  return jax.vmap(
+    lambda draw: jax.vmap(lambda candidate: one(draw, candidate))(candidate_N)
+  )(draw_P)
+
+
+def draw_tokens(
+  logits_PNV: jax.Array,
+  keys_PN: jax.Array,
+  position: jax.Array,
+  *,
+  temperature: float,
+  top_k: int = 0,
+  top_p: float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+  """Draws one token a row by the Gumbel-max trick.
+
+  Args:
+    logits_PNV: policy logits.
+    keys_PN: keys of `row_keys`.
+    position: int scalar, the response position drawn.
+    temperature: 0 = argmax.
+    top_k: 0 = off.
+    top_p: 1 = off.
+
+  Returns:
+    token_PN int32 and log_prob_PN under softmax(logits / temperature) WITHOUT
+    the top-k and top-p filters (the trainer's distribution); greedy draws
+    report temperature 1.
+  """
+  greedy = temperature == 0
+  scaled = logits_PNV if greedy else logits_PNV / temperature
+  perturbed = filter_logits(scaled, top_k=top_k, top_p=top_p)
+  if not greedy:
+    V = logits_PNV.shape[-1]
+
+    def noise(key):
+      return jax.random.gumbel(
+        jax.random.fold_in(key, position), (V,), logits_PNV.dtype
+      )
+
+    perturbed = perturbed + jax.vmap(jax.vmap(noise))(keys_PN)
+  token_PN = jnp.argmax(perturbed, axis=-1).astype(jnp.int32)
+  return token_PN, log_prob_of(scaled, token_PN)
+
+
+def log_prob_of(logits_PNV: jax.Array, token_PN: jax.Array) -> jax.Array:
+  """log softmax(logits) at one token a row."""
+  taken = jnp.take_along_axis(logits_PNV, token_PN[..., None], axis=-1)
+  return taken[..., 0] - jax.nn.logsumexp(logits_PNV, axis=-1)

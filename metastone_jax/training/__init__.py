@@ -1,0 +1,1 @@
+"""Train state, optimiser, the pure update step, and the loop on top."""
