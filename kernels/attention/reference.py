@@ -27,14 +27,25 @@ def attention(
     or better.
   """
   B, T, H, h = q_BTHh.shape
-  K = k_BSKh.shape[2]
+  S, K = k_BSKh.shape[1:3]
+  G = H // K
   acc = jnp.promote_types(q_BTHh.dtype, jnp.float32)
-  q_BTKGh = q_BTHh.reshape(B, T, K, H // K, h)
-  scores_BKGTS = jnp.einsum(
-    'BTKGh,BSKh->BKGTS', q_BTKGh, k_BSKh, preferred_element_type=acc
-  ) * (h**-0.5)
-  floor = jnp.finfo(acc).min
-  scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, floor)
+  # Batch axes in front and the G queries of a key/value head stacked: both
+  # products are then plain batched matrix products, without hidden transposes.
+  q_BKGTh = jnp.transpose(q_BTHh.reshape(B, T, K, G, h), (0, 2, 3, 1, 4))
+  k_BKSh = jnp.swapaxes(k_BSKh, 1, 2)
+  v_BKSh = jnp.swapaxes(v_BSKh, 1, 2)
+  q_BKMh = (q_BKGTh * h**-0.5).reshape(B, K, G * T, h)
+  scores_BKMS = jnp.einsum(
+    'BKMh,BKSh->BKMS', q_BKMh, k_BKSh, preferred_element_type=acc
+  )
+  scores_BKGTS = jnp.where(
+    mask_BTS[:, None, None],
+    scores_BKMS.reshape(B, K, G, T, S),
+    jnp.finfo(acc).min,
+  )
   weight_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKh.dtype)
-  out_BTKGh = jnp.einsum('BKGTS,BSKh->BTKGh', weight_BKGTS, v_BSKh)
-  return out_BTKGh.reshape(B, T, H, h)
+  weight_BKMS = weight_BKGTS.reshape(B, K, G * T, S)
+  out_BKMh = jnp.einsum('BKMS,BKSh->BKMh', weight_BKMS, v_BKSh)
+  out_BKGTh = out_BKMh.reshape(B, K, G, T, h)
+  return jnp.transpose(out_BKGTh, (0, 3, 1, 2, 4)).reshape(B, T, H, h)

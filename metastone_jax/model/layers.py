@@ -158,12 +158,19 @@ class Block(nnx.Module):
 
   def _feed_forward(self, x, sharder: Sharder):
     y = rms_norm(x, self.feed_forward_norm[...], self.config.norm_eps)
-    gate = jnp.einsum('BTD,DF->BTF', y, self._cast(self.gate_kernel))
-    up = jnp.einsum('BTD,DF->BTF', y, self._cast(self.up_kernel))
-    inner = sharder.constrain(
-      jax.nn.silu(gate) * up, 'batch', 'length', 'feed_forward'
+    gate_kernel, up_kernel, down_kernel = (
+      self._cast(kernel)
+      for kernel in (self.gate_kernel, self.up_kernel, self.down_kernel)
     )
-    return x + jnp.einsum('BTF,FD->BTD', inner, self._cast(self.down_kernel))
+    if sharder.mesh is None:
+      # One contracted axis: XLA's CPU backend computes the weight gradients
+      # 2.5x faster than over (batch, length).
+      y = y.reshape(-1, y.shape[-1])
+      out = (jax.nn.silu(y @ gate_kernel) * (y @ up_kernel)) @ down_kernel
+      return x + out.reshape(x.shape)
+    inner = jax.nn.silu(y @ gate_kernel) * (y @ up_kernel)
+    inner = sharder.constrain(inner, 'batch', 'length', 'feed_forward')
+    return x + inner @ down_kernel
 
   def __call__(
     self,

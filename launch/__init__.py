@@ -1,0 +1,1 @@
+"""Entry points: one absl command a job."""

@@ -1,0 +1,206 @@
+"""One rollout of the policy: problems in, training rows and metrics out."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from metastone_jax import policy, sprm
+from metastone_jax.data import assemble_rows
+from metastone_jax.sampling import Rollout
+from metastone_jax.tasks import score_responses
+from metastone_jax.telemetry import Stopwatch
+from metastone_jax.training.loop.recipe import PhaseConfig
+from metastone_jax.training.loop.setup import Setup
+
+Rows = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+  """Host arrays of one rollout, B = P x N rows, group-major.
+
+  Attributes:
+    rows: fields of a training batch (see training.step), all of the rollout.
+    metrics: reward/*, score/*, rollout/* of the step.
+    tokens: response tokens drawn.
+  """
+
+  rows: Rows
+  metrics: dict[str, float]
+  tokens: int
+
+
+def base_rows(
+  tokens_BT: np.ndarray, length_B: np.ndarray, first_row: int
+) -> Rows:
+  """The fields every row has: one segment, its targets and positions."""
+  B, T = tokens_BT.shape
+  target_BT = np.zeros_like(tokens_BT)
+  target_BT[:, :-1] = tokens_BT[:, 1:]
+  place_T = np.arange(T, dtype=np.int32)
+  return {
+    'tokens_BT': tokens_BT,
+    'target_BT': target_BT,
+    'position_BT': np.broadcast_to(place_T, (B, T)).copy(),
+    'segment_BT': (place_T[None] < length_B[:, None]).astype(np.int32),
+    'row_B': (np.arange(B) + first_row).astype(np.uint32),
+    'temperature_B': np.ones(B, np.float32),
+  }
+
+
+def demonstration_rows(batch: dict[str, np.ndarray], first_row: int) -> Rows:
+  """Supervised rows of `DemonstrationDataset.batch_at`."""
+  rows = base_rows(batch['tokens_BT'], batch['length_B'], first_row)
+  place_T = np.arange(rows['tokens_BT'].shape[1])[None]
+  rows['lm_mask_BT'] = (place_T >= batch['prompt_length_B'][:, None] - 1) & (
+    place_T < batch['length_B'][:, None] - 1
+  )
+  return rows
+
+
+def join_rows(parts: list[Rows]) -> Rows:
+  """Stacks rows of different kinds; a field that one lacks is 0 there."""
+  names = {name: part[name] for part in parts for name in part}
+  joined = {}
+  for name, example in names.items():
+    joined[name] = np.concatenate(
+      [
+        part[name]
+        if name in part
+        else np.zeros(
+          (len(part['tokens_BT']),) + example.shape[1:], example.dtype
+        )
+        for part in parts
+      ]
+    )
+  return joined
+
+
+def collect(
+  setup: Setup,
+  sampler,
+  params,
+  phase: PhaseConfig,
+  problem_batch,
+  first_draw: int,
+  watch: Stopwatch,
+) -> Collected:
+  """Draws, verifies and assembles one rollout.
+
+  Args:
+    setup: of the run.
+    sampler: `setup.sampler(setup.train_sampling)`.
+    params: current parameters.
+    phase: batch words and objective.
+    problem_batch: from `ProblemDataset.batch_at`.
+    first_draw: global index of the first problem; fixes the randomness.
+    watch: gets time/rollout and time/verify.
+
+  Returns:
+    Rows and metrics.
+  """
+  problems, prompt_PS, length_P = problem_batch
+  P, N = len(problems), phase.samples_per_prompt
+  with watch('rollout'):
+    drawn: Rollout = jax.device_get(
+      sampler(
+        params,
+        *jax.device_put(
+          (
+            prompt_PS,
+            length_P,
+            np.int32(setup.recipe.seed),
+            ((np.arange(P) + first_draw) % 2**31).astype(np.int32),
+            np.arange(N, dtype=np.int32),
+          )
+        ),
+      )
+    )
+  with watch('verify'):
+    return _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw)
+
+
+def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
+  P, N = drawn.length_PN.shape
+  B, R = P * N, drawn.token_PNR.shape[-1]
+  token_BR = drawn.token_PNR.reshape(B, R)
+  length_B = drawn.length_PN.reshape(B)
+  finished_B = drawn.finished_PN.reshape(B)
+  texts = setup.tokenizer.decode_rows(token_BR, length_B)
+  scores = score_responses(setup.mixture.tasks, problems, texts, finished_B)
+  reward_B = scores.reward_B
+  correct_B = (reward_B > 0.5) & finished_B
+  group_B = np.repeat(np.arange(P), N)
+  shaped_B = reward_B
+  if phase.overlong_buffer:
+    shaped_B = reward_B + np.asarray(
+      policy.overlong_penalty_B(length_B, R, phase.overlong_buffer)
+    ).astype(np.float32)
+  advantage_B = np.asarray(
+    policy.group_advantage(
+      shaped_B,
+      group_B,
+      normalise_std=phase.objective_config.normalise_std,
+    ),
+    np.float32,
+  )
+  prompt_length_B = np.repeat(length_P, N)
+  T = setup.total_length
+  tokens_BT, response_BT = assemble_rows(
+    np.repeat(prompt_PS, N, axis=0),
+    prompt_length_B,
+    token_BR,
+    length_B,
+    T,
+    pad_id=setup.tokenizer.pad_id,
+  )
+  rows = base_rows(tokens_BT, prompt_length_B + length_B, first_draw * N)
+
+  def on_rows(value_BR, dtype):
+    """Response index r -> predicting position prompt_length - 1 + r."""
+    out_BT = np.zeros((B, T), dtype)
+    out_BT[response_BT] = value_BR.reshape(B, R)[
+      np.arange(R) < length_B[:, None]
+    ]
+    return out_BT
+
+  forced_BT = on_rows(drawn.forced_PNR, bool)
+  policy_mask_BT = response_BT & ~forced_BT
+  std_P = shaped_B.reshape(P, N).std(axis=1)
+  if phase.drop_zero_variance:
+    policy_mask_BT &= np.repeat(std_P > 0, N)[:, None]
+  rows |= {
+    'temperature_B': np.full(
+      B, setup.train_sampling.temperature or 1.0, np.float32
+    ),
+    'policy_mask_BT': policy_mask_BT,
+    'advantage_B': advantage_B,
+    'sampler_log_prob_BT': on_rows(drawn.log_prob_PNR, np.float32),
+    'step_mask_BT': on_rows(drawn.step_mask_PNR, bool),
+    'step_logit_BT': on_rows(drawn.step_logit_PNR, np.float32),
+    'correct_B': correct_B,
+    'score_weight_B': scores.score_weight_B,
+  }
+  score_B = drawn.score_PN.reshape(B).astype(np.float64)
+  metrics = {
+    'reward/mean': float(reward_B.mean()),
+    'reward/zero_variance_groups': float((std_P == 0).mean()),
+    'rollout/truncated': float(1 - finished_B.mean()),
+    'rollout/unparsed': float(1 - scores.parsed_B.mean()),
+    'rollout/response_length': float(length_B.mean()),
+    'rollout/marks': float(drawn.step_mask_PNR.sum(-1).mean()),
+    'score/auc_within': sprm.auc_within(
+      score_B.reshape(P, N), correct_B.reshape(P, N)
+    ),
+    'score/auc_across': sprm.auc(score_B, correct_B),
+    'score/gap': sprm.score_gap(score_B, correct_B),
+  }
+  for name, chosen in (('correct', correct_B), ('wrong', ~correct_B)):
+    if chosen.any():
+      metrics[f'score/mean_{name}'] = float(score_B[chosen].mean())
+      metrics[f'score/std_{name}'] = float(score_B[chosen].std())
+  task_B = np.repeat([problem.task for problem in problems], N)
+  for task in sorted(set(task_B)):
+    metrics[f'reward/{task}'] = float(reward_B[task_B == task].mean())
+  return Collected(rows, metrics, int(length_B.sum()))

@@ -1,0 +1,97 @@
+"""The start-up plan: what will run, in numbers, before anything runs."""
+
+import jax
+
+from metastone_jax.telemetry.progress import format_count
+from metastone_jax.training.loop.recipe import PhaseConfig
+from metastone_jax.training.loop.setup import Setup
+
+
+def state_bytes(setup: Setup) -> int:
+  """Bytes of masters and both Adam moments, over all devices."""
+  config = setup.model_config
+  count = config.num_backbone_parameters + config.num_score_parameters
+  width = {'float64': 8, 'float32': 4, 'bfloat16': 2}[config.param_dtype]
+  return 3 * count * width
+
+
+def step_flops(setup: Setup, phase: PhaseConfig) -> float:
+  """FLOPs of one step: 3 x forward on the trained rows, 1 x on the drawn.
+
+  Rows are counted at their full padded length, which is what is computed.
+  """
+  T = setup.total_length
+  forward = setup.model_config.forward_flops
+  trained = phase.rows_per_update * phase.updates_per_rollout * T
+  drawn = phase.rollouts_per_step * setup.recipe.data.max_response_length
+  return 3 * forward(trained, T / 2) + forward(drawn, T / 2)
+
+
+def describe(setup: Setup) -> str:
+  """The plan as text for the terminal."""
+  recipe, model = setup.recipe, setup.model_config
+  devices = jax.devices()
+  mesh = (
+    'one device'
+    if setup.sharder.mesh is None
+    else ' x '.join(f'{k} {v}' for k, v in setup.sharder.mesh.shape.items())
+  )
+  share = model.num_score_parameters / model.num_backbone_parameters
+  lines = [
+    f'recipe {recipe.name}, seed {recipe.seed}',
+    f'  devices      {len(devices)} x {devices[0].device_kind} ({mesh})',
+    f'  backbone     {format_count(model.num_backbone_parameters)} parameters:'
+    f' {model.num_layers} layers, width {model.width}, {model.num_heads} heads'
+    f' ({model.num_kv_heads} key/value), vocabulary {model.vocab_size}',
+    f'  score head   {format_count(model.num_score_parameters)} parameters'
+    f' ({100 * share:.2f} % of the backbone), reads the stream entering block'
+    f' {model.split} of {model.num_layers}',
+    f'  train state  {state_bytes(setup) / 1e9:.3f} GB (masters and both'
+    ' moments)',
+    f'  tasks        '
+    + ', '.join(f'{k} x {v:g}' for k, v in recipe.data.tasks.items())
+    + f'; {recipe.data.num_demonstrations} demonstrations in all; RL problems'
+    ' have none',
+    f'  rows         {recipe.data.max_prompt_length} prompt + '
+    f'{recipe.data.max_response_length} response tokens',
+  ]
+  for phase in recipe.phases:
+    lines.append(f'  phase {phase.name}: {phase.steps} steps')
+    if phase.prompts_per_step:
+      lines.append(
+        f'    rollout    {phase.prompts_per_step} prompts_per_step x '
+        f'{phase.samples_per_prompt} samples_per_prompt = '
+        f'{phase.rollouts_per_step} responses'
+      )
+    pieces = phase.update_config.num_micro_batches
+    per_update = phase.rollouts_per_step // phase.updates_per_rollout
+    lines.append(
+      f'    update     {phase.updates_per_rollout} a step, each {per_update} '
+      f'responses + {phase.demonstrations_per_step} demonstrations = '
+      f'{phase.rows_per_update} sequences in {pieces} micro-batches of '
+      f'{phase.rows_per_update // pieces} (sequences_per_microbatch)'
+    )
+    terms = []
+    if phase.policy_coefficient:
+      objective = phase.objective_config
+      terms.append(
+        f'{phase.policy_coefficient:g} x {phase.objective} (KL '
+        f'{objective.kl_coefficient:g}, entropy '
+        f'{objective.entropy_coefficient:g})'
+      )
+    if phase.score_coefficient:
+      terms.append(
+        f'{phase.score_coefficient:g} x {phase.score_loss} (gradient scale '
+        f'{phase.score_gradient_scale:g})'
+      )
+    if phase.lm_coefficient:
+      terms.append(f'{phase.lm_coefficient:g} x demonstrations')
+    lines.append(
+      f'    loss       {" + ".join(terms)}; learning rates '
+      f'{phase.backbone_learning_rate:g} backbone, '
+      f'{phase.head_learning_rate:g} head'
+    )
+    lines.append(
+      f'    arithmetic {step_flops(setup, phase) / 1e9:.1f} GFLOP a step'
+    )
+  return '\n'.join(lines)

@@ -1,0 +1,409 @@
+"""A config file's dict, checked and typed. Every key is known or refused.
+
+Batch words, here and everywhere: prompts_per_step (P problems a rollout),
+samples_per_prompt (N responses to each), updates_per_rollout (mini-batches,
+each P / updates problems), sequences_per_microbatch (rows of one forward and
+backward pass), demonstrations_per_step (supervised rows of one update).
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from metastone_jax import policy
+from metastone_jax.errors import UserError
+from metastone_jax.model import ModelConfig, preset
+from metastone_jax.training.optimiser import OptimiserConfig
+from metastone_jax.training.step import UpdateConfig
+
+OBJECTIVES = {
+  'grpo': policy.grpo,
+  'dr_grpo': policy.dr_grpo,
+  'dapo': policy.dapo,
+  'gspo': policy.gspo,
+}
+SCHEDULES = ('constant', 'cosine')
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Problems, demonstrations, lengths.
+
+  Attributes:
+    tasks: task name -> share of the problems.
+    task_options: task name -> its options.
+    tokenizer: 'tiny' (shipped) or a folder with a tokenizer.json.
+    step_marks: texts that end a step; each must be one token.
+    seed: which problems exist; shared by all runs that are compared.
+    num_demonstrations: size of the ONE fixed set of supervised traces.
+    max_prompt_length: tokens.
+    max_response_length: tokens, thinking and answer.
+  """
+
+  tasks: Mapping[str, float]
+  task_options: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+    default_factory=dict
+  )
+  tokenizer: str = 'tiny'
+  step_marks: tuple[str, ...] = ('.\n\n',)
+  seed: int = 0
+  num_demonstrations: int = 4096
+  max_prompt_length: int = 32
+  max_response_length: int = 48
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawConfig:
+  """Training and evaluation draws (SPEC 4: no top-p in training)."""
+
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+  evaluation_temperature: float = 1.0
+  evaluation_top_p: float = 1.0
+  aggregator: str = 'geometric'
+  released_selection: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseConfig:
+  """One phase of training.
+
+  Attributes:
+    name: of the phase, as in metrics and plots.
+    steps: length in STEPS (one rollout and its updates, or one update of a
+      phase without rollouts).
+    prompts_per_step: P; 0 = no rollouts (a supervised phase).
+    samples_per_prompt: N.
+    updates_per_rollout: mini-batches of a rollout.
+    sequences_per_microbatch: rows of one pass; 0 = all at once.
+    demonstrations_per_step: supervised rows of each update.
+    backbone_learning_rate: of the backbone.
+    head_learning_rate: of the score head.
+    warmup_steps: linear rise of both rates, in steps.
+    schedule: 'constant', or 'cosine' down to a tenth at the last step.
+    policy_coefficient: 0 = no policy gradient.
+    objective: grpo, dr_grpo, dapo or gspo.
+    objective_options: fields of policy.ObjectiveConfig that differ from it.
+    drop_zero_variance: leave groups of equal rewards out of the policy loss's
+      denominator (DAPO's dynamic sampling, without drawing more).
+    overlong_buffer: DAPO soft overlong punishment over the last so many
+      tokens; 0 = off.
+    score_coefficient: weight of the score loss; 0 = off.
+    score_loss: 'spr', 'bce' or 'soft'.
+    score_gradient_scale: of the score loss into the backbone.
+    lm_coefficient: weight of the cross-entropy on demonstrations; 0 = off.
+    evaluate_every: steps between small held-out evaluations; 0 = none.
+  """
+
+  name: str
+  steps: int
+  prompts_per_step: int = 0
+  samples_per_prompt: int = 8
+  updates_per_rollout: int = 1
+  sequences_per_microbatch: int = 0
+  demonstrations_per_step: int = 0
+  backbone_learning_rate: float = 1e-6
+  head_learning_rate: float = 1e-5
+  warmup_steps: int = 0
+  schedule: str = 'constant'
+  policy_coefficient: float = 1.0
+  objective: str = 'grpo'
+  objective_options: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict
+  )
+  drop_zero_variance: bool = False
+  overlong_buffer: int = 0
+  score_coefficient: float = 1.0
+  score_loss: str = 'spr'
+  score_gradient_scale: float = 1e-4
+  lm_coefficient: float = 0.0
+  evaluate_every: int = 0
+
+  def __post_init__(self):
+    where = f'phases.{self.name}'
+    for name in ('steps', 'samples_per_prompt', 'updates_per_rollout'):
+      if getattr(self, name) < 1:
+        raise UserError(f'{where}.{name}={getattr(self, name)} must be >= 1')
+    if self.schedule not in SCHEDULES:
+      raise UserError(
+        f'{where}.schedule={self.schedule!r}; use one of '
+        f'{", ".join(SCHEDULES)}'
+      )
+    if self.objective not in OBJECTIVES:
+      raise UserError(
+        f'{where}.objective={self.objective!r}; use one of '
+        f'{", ".join(OBJECTIVES)}'
+      )
+    if self.prompts_per_step % self.updates_per_rollout:
+      raise UserError(
+        f'{where}.updates_per_rollout={self.updates_per_rollout} must divide '
+        f'prompts_per_step={self.prompts_per_step}'
+      )
+    if not self.prompts_per_step and (
+      self.policy_coefficient or self.score_coefficient
+    ):
+      raise UserError(
+        f'{where}: the policy and score losses need rollouts; set '
+        'prompts_per_step above 0, or policy_coefficient and '
+        'score_coefficient to 0'
+      )
+    if bool(self.lm_coefficient) != bool(self.demonstrations_per_step):
+      raise UserError(
+        f'{where}: lm_coefficient={self.lm_coefficient} and '
+        f'demonstrations_per_step={self.demonstrations_per_step} go together: '
+        'both 0 or both above 0'
+      )
+    rows, piece = self.rows_per_update, self.sequences_per_microbatch
+    if piece and rows % piece:
+      raise UserError(
+        f'{where}.sequences_per_microbatch={piece} must divide the {rows} '
+        'sequences of an update (prompts_per_step / updates_per_rollout x '
+        'samples_per_prompt + demonstrations_per_step)'
+      )
+    _ = self.update_config  # refuses unknown losses and objective options
+
+  @property
+  def rollouts_per_step(self) -> int:
+    """Responses drawn a step."""
+    return self.prompts_per_step * self.samples_per_prompt
+
+  @property
+  def rows_per_update(self) -> int:
+    """Sequences of one optimiser update."""
+    return (
+      self.rollouts_per_step // self.updates_per_rollout
+      + self.demonstrations_per_step
+    )
+
+  @property
+  def objective_config(self) -> policy.ObjectiveConfig:
+    """The policy objective."""
+    try:
+      return OBJECTIVES[self.objective](**dict(self.objective_options))
+    except TypeError as error:
+      raise UserError(
+        f'phases.{self.name}.objective_options: {error}'
+      ) from error
+
+  @property
+  def update_config(self) -> UpdateConfig:
+    """The static argument of the update program."""
+    piece = self.sequences_per_microbatch or self.rows_per_update
+    return UpdateConfig(
+      objective=self.objective_config,
+      policy_coefficient=self.policy_coefficient,
+      score_coefficient=self.score_coefficient,
+      score_loss=self.score_loss,
+      score_gradient_scale=self.score_gradient_scale,
+      lm_coefficient=self.lm_coefficient,
+      num_micro_batches=max(1, self.rows_per_update // max(1, piece)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+  """Held-out evaluation.
+
+  Attributes:
+    problems: held-out problems of each task.
+    stage_samples: responses a problem after each phase but the last.
+    final_samples: responses a problem after the last phase.
+    small_problems: problems of the evaluations inside a phase, all tasks.
+    small_samples: their responses a problem.
+    ks: candidates k that are reported.
+  """
+
+  problems: int = 512
+  stage_samples: int = 16
+  final_samples: int = 64
+  small_problems: int = 128
+  small_samples: int = 8
+  ks: tuple[int, ...] = (1, 2, 8, 32)
+
+  def __post_init__(self):
+    for k in self.ks:
+      if k < 1:
+        raise UserError(f'evaluation.ks: k must be at least 1, got {k}')
+    for name in (
+      'problems',
+      'stage_samples',
+      'final_samples',
+      'small_problems',
+      'small_samples',
+    ):
+      if getattr(self, name) < 1:
+        raise UserError(
+          f'evaluation.{name}={getattr(self, name)} must be at least 1'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """When to save.
+
+  Attributes:
+    every: steps between checkpoints; phase ends are always saved and kept.
+    max_to_keep: newest checkpoints kept beside the phase ends.
+  """
+
+  every: int = 50
+  max_to_keep: int = 2
+
+  def __post_init__(self):
+    if self.every < 1:
+      raise UserError(f'checkpoint.every={self.every} must be at least 1')
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """Everything a run is made from.
+
+  Attributes:
+    name: of the recipe, in reports.
+    seed: of parameters, draws, dropout and data order.
+    model: shapes; vocab_size may be left to the tokenizer.
+    start_from: checkpoint folder whose parameters start the run ('' = fresh
+      parameters); `start_from_step` names the step, -1 = the newest.
+    mesh: axis -> size; one may be -1.
+    sinks: further metric sinks, 'tensorboard' and 'wandb'.
+  """
+
+  name: str
+  seed: int
+  model: Mapping[str, Any]
+  data: DataConfig
+  phases: tuple[PhaseConfig, ...]
+  sampling: DrawConfig = DrawConfig()
+  evaluation: EvaluationConfig = EvaluationConfig()
+  checkpoint: CheckpointConfig = CheckpointConfig()
+  optimiser: OptimiserConfig = OptimiserConfig()
+  start_from: str = ''
+  start_from_step: int = -1
+  mesh: Mapping[str, int] = dataclasses.field(
+    default_factory=lambda: {'fsdp': -1}
+  )
+  sinks: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if not self.phases:
+      raise UserError('phases is empty: name at least one phase')
+    if not 0 <= self.seed < 2**31:
+      raise UserError(f'seed={self.seed} must be in 0..2^31-1')
+    self._check_cold_head()
+
+  def _check_cold_head(self):
+    """Refuses SPR on a head that is zero: no logit would ever be kept."""
+    if self.model.get('score_init') != 'zero' or self.start_from:
+      return
+    for phase in self.phases:
+      if not phase.score_coefficient:
+        continue
+      if phase.score_loss != 'spr':
+        return
+      raise UserError(
+        f"phases.{phase.name}.score_loss='spr' on a cold zero-initialised "
+        'head: a logit of exactly 0 is never kept, so it would never learn. '
+        "Put a phase with score_loss='bce' or 'soft' before it, start_from a "
+        "checkpoint with a trained head, or set model.score_init='torch'"
+      )
+
+  def model_config(self, vocab_size: int) -> ModelConfig:
+    """Shapes, with the tokenizer's vocabulary unless the config sets one."""
+    options = dict(self.model)
+    name = options.pop('preset', None)
+    options.setdefault('vocab_size', vocab_size)
+    if name is None:
+      raise UserError('model.preset is missing: name a shape, such as tiny')
+    config = preset(name, **options)
+    if config.vocab_size < vocab_size:
+      raise UserError(
+        f'model.vocab_size={config.vocab_size} is smaller than the '
+        f'{vocab_size} tokens of the tokenizer'
+      )
+    return config
+
+
+def _build(cls, values: Mapping[str, Any], where: str, **given):
+  """A dataclass from a mapping; unknown and missing keys named."""
+  fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in given}
+  unknown = sorted(set(values) - set(fields))
+  if unknown:
+    raise UserError(
+      f'config key {where}{unknown[0]} is unknown; known: '
+      f'{", ".join(fields)}'
+    )
+  hints = typing.get_type_hints(cls)
+  converted = {}
+  for name, value in values.items():
+    converted[name] = _convert(hints[name], value, f'{where}{name}')
+  missing = [
+    f.name
+    for f in fields.values()
+    if f.name not in converted
+    and f.default is dataclasses.MISSING
+    and f.default_factory is dataclasses.MISSING
+  ]
+  if missing:
+    raise UserError(f'config key {where}{missing[0]} is missing')
+  return cls(**converted, **given)
+
+
+def _convert(hint, value, where: str):
+  if dataclasses.is_dataclass(hint):
+    return _build(hint, value, where + '.')
+  origin = typing.get_origin(hint) or hint
+  if isinstance(origin, types.UnionType):
+    return value
+  if origin is tuple:
+    if isinstance(value, str):
+      raise UserError(f'config key {where}={value!r} must be a list')
+    return tuple(value)
+  if origin is Mapping:
+    if not isinstance(value, Mapping):
+      raise UserError(f'config key {where}={value!r} must be a mapping')
+    return {k: _plain(v) for k, v in value.items()}
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if hint in (int, float, str, bool) and type(value) is not hint:
+    raise UserError(
+      f'config key {where}={value!r} must be of type {hint.__name__}'
+    )
+  return value
+
+
+def _plain(value):
+  return (
+    {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, Mapping)
+    else value
+  )
+
+
+def parse_recipe(config: Mapping[str, Any]) -> Recipe:
+  """The typed recipe of a config file's (plain or ml_collections) dict.
+
+  `phases` is a mapping name -> PhaseConfig fields; `phase_order` lists the
+  names that run, in order.
+
+  Raises:
+    UserError: an unknown, missing or ill-typed key, or values that do not go
+      together; named by its full path.
+  """
+  if hasattr(config, 'to_dict'):
+    config = config.to_dict()
+  config = dict(config)
+  phases = config.pop('phases', {})
+  order = config.pop('phase_order', tuple(phases))
+  for name in order:
+    if name not in phases:
+      raise UserError(
+        f'phase_order names {name!r}; phases has {", ".join(phases)}'
+      )
+  built = tuple(
+    _build(PhaseConfig, phases[name], f'phases.{name}.', name=name)
+    for name in order
+  )
+  return _build(Recipe, config, '', phases=built)

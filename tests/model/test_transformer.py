@@ -1,0 +1,246 @@
+"""The model against a loop, against itself cut elsewhere, and recomputed."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metastone_jax.model import (
+  ModelConfig,
+  ReflectiveModel,
+  abstract_params,
+  init_params,
+  param_axes,
+)
+from metastone_jax.parallel import Sharder
+from tests.model import naive
+
+CONFIG = ModelConfig(
+  vocab_size=23,
+  width=16,
+  num_layers=3,
+  num_heads=4,
+  num_kv_heads=2,
+  head_width=6,
+  feed_forward=24,
+)
+B, T = 2, 9
+
+
+@functools.cache
+def _params(config):
+  """Every leaf random, so that no bias or norm is at its neutral start."""
+  params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: np.asarray(x) + 0.3 * rng.normal(size=x.shape).astype(x.dtype),
+    params,
+  )
+
+
+def _rows():
+  rng = np.random.default_rng(1)
+  token = rng.integers(0, CONFIG.vocab_size, (B, T)).astype(np.int32)
+  # Row 0 is padded, row 1 holds two packed segments.
+  segment = np.array([[1] * 6 + [0] * 3, [1] * 4 + [2] * 5], np.int32)
+  position = np.array([range(T), [0, 1, 2, 3, 0, 1, 2, 3, 4]], np.int32)
+  return token, position, segment
+
+
+def _forward(config):
+  @jax.jit
+  def run(params, *rows):
+    model = ReflectiveModel.bind(config, params)
+    hidden, feature, _ = model(*rows, sharder=Sharder())
+    return model.logits(hidden), feature, model.score(feature)
+
+  return run
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    dict(),
+    dict(qkv_bias=False, qk_norm=True, tied_embeddings=True, num_kv_heads=4),
+  ],
+  ids=['qwen2', 'qwen3'],
+)
+def test_forward_is_the_loop(options):
+  config = dataclasses.replace(
+    CONFIG, dtype='float64', param_dtype='float64', **options
+  )
+  rows = _rows()
+  with jax.enable_x64(True):
+    params = jax.tree.map(jnp.asarray, _params(config))
+    logits, feature, score = _forward(config)(params, *rows)
+    want, residuals = naive.forward(params, config, *map(jnp.asarray, rows))
+    want_score = naive.score_head(params, residuals[-2])
+  real = rows[2] != 0
+  for got, want in (
+    (logits, want),
+    (feature, residuals[-2]),
+    (score, want_score),
+  ):
+    assert got.dtype == jnp.float64
+    np.testing.assert_allclose(
+      np.asarray(got)[real], np.asarray(want)[real], rtol=1e-9, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize('feature_layer', [1, 2])
+def test_the_split_moves_the_feature_and_nothing_else(feature_layer):
+  """The same layers cut at f: equal logits, the feature entering block f."""
+  config = dataclasses.replace(CONFIG, feature_layer=feature_layer)
+  params = dict(_params(CONFIG))
+  stacks = jax.tree.map(
+    lambda a, b: np.concatenate([a, b]), params['low'], params['high']
+  )
+  params['low'] = jax.tree.map(lambda x: x[:feature_layer], stacks)
+  params['high'] = jax.tree.map(lambda x: x[feature_layer:], stacks)
+  rows = _rows()
+  logits, feature, _ = _forward(config)(params, *rows)
+  want, residuals = naive.forward(params, config, *map(jnp.asarray, rows))
+  real = rows[2] != 0
+  np.testing.assert_allclose(logits[real], want[real], rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(
+    feature[real], residuals[feature_layer][real], rtol=1e-4, atol=1e-4
+  )
+
+
+def _loss_and_grads(config):
+  @jax.jit
+  def run(params, *rows):
+    def loss(params):
+      model = ReflectiveModel.bind(config, params)
+      hidden, feature, _ = model(*rows, sharder=Sharder())
+      logits = model.logits(hidden)
+      real = (rows[2] != 0).astype(logits.dtype)
+      value = jnp.sum(jnp.sin(logits) * real[..., None])
+      return value + jnp.sum(jnp.sin(model.score(feature)) * real)
+
+    return jax.value_and_grad(loss)(params)
+
+  return run
+
+
+def test_recomputation_changes_nothing():
+  rows, params = _rows(), _params(CONFIG)
+  value, grads = _loss_and_grads(CONFIG)(params, *rows)
+  for remat in ('full', 'dots'):
+    config = dataclasses.replace(CONFIG, remat=remat)
+    got_value, got = _loss_and_grads(config)(params, *rows)
+    np.testing.assert_allclose(got_value, value, rtol=1e-6)
+    jax.tree.map(
+      lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=2e-5),
+      got,
+      grads,
+    )
+
+
+def test_full_recomputation_needs_less_memory():
+  """The saved residuals of a long, deep model: remat is really applied."""
+  rows = (jax.ShapeDtypeStruct((4, 128), jnp.int32),) * 3
+  temporary = {}
+  for remat in ('none', 'full'):
+    config = dataclasses.replace(
+      CONFIG, num_layers=12, feed_forward=128, remat=remat
+    )
+    compiled = (
+      _loss_and_grads(config).lower(abstract_params(config), *rows).compile()
+    )
+    temporary[remat] = compiled.memory_analysis().temp_size_in_bytes
+  assert temporary['full'] < temporary['none'] / 2, temporary
+
+
+def test_bfloat16_is_close_to_float32():
+  config = dataclasses.replace(CONFIG, dtype='bfloat16')
+  rows, params = _rows(), _params(CONFIG)
+  logits, feature, score = _forward(config)(params, *rows)
+  assert feature.dtype == jnp.bfloat16  # activations
+  assert logits.dtype == score.dtype == jnp.float32  # what losses read
+  want, _, want_score = _forward(CONFIG)(params, *rows)
+  real = rows[2] != 0
+  for got, want in ((logits, want), (score, want_score)):
+    got, want = np.asarray(got)[real], np.asarray(want)[real]
+    error = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
+    assert error < 0.05, error
+  _, grads = _loss_and_grads(config)(params, *rows)
+  for leaf in jax.tree.leaves(grads):
+    assert leaf.dtype == jnp.float32  # of the masters
+    assert np.isfinite(np.asarray(leaf)).all()
+
+
+def test_decoding_token_by_token_is_the_whole_sequence():
+  """prefill and decode give the hidden state and feature of `__call__`."""
+  config = dataclasses.replace(CONFIG, dtype='float64', param_dtype='float64')
+  P, N, S, R = 2, 2, 4, 3
+  length_P = np.array([4, 2], np.int32)
+  rng = np.random.default_rng(2)
+  prompt_PS = rng.integers(0, 23, (P, S)).astype(np.int32)
+  token_PNR = rng.integers(0, 23, (P, N, R)).astype(np.int32)
+
+  @jax.jit
+  def run(params):
+    model = ReflectiveModel.bind(config, params)
+    hidden, feature, caches = model.prefill(
+      prompt_PS, length_P, num_candidates=N, num_slots=R, sharder=Sharder()
+    )
+    hiddens, features = [hidden[:, None]], [feature[:, None]]
+    layers = model.layers()
+    for r in range(R):
+      hidden, feature, caches = model.decode(
+        token_PNR[:, :, r],
+        jnp.broadcast_to(length_P[:, None] + r, (P, N)),
+        caches,
+        jnp.int32(r),
+        jnp.arange(S)[None] < length_P[:, None],
+        jnp.broadcast_to(jnp.arange(R) <= r, (P, N, R)),
+        layers=layers,
+        sharder=Sharder(),
+      )
+      hiddens.append(hidden)
+      features.append(feature)
+    return [model.logits(x) for x in hiddens], features
+
+  with jax.enable_x64(True):
+    params = jax.tree.map(jnp.asarray, _params(config))
+    logits, features = run(params)
+    for p in range(P):
+      for n in range(N):
+        row = np.concatenate([prompt_PS[p, : length_P[p]], token_PNR[p, n]])
+        want, residuals = naive.row_forward(params, config, jnp.asarray(row))
+        for r in range(R + 1):
+          at = length_P[p] - 1 + r
+          m = 0 if r == 0 else n
+          np.testing.assert_allclose(logits[r][p, m], want[at], rtol=1e-9)
+          np.testing.assert_allclose(
+            features[r][p, m], residuals[-2][at], rtol=1e-9
+          )
+
+
+def test_every_parameter_has_logical_axes():
+  for options in (dict(), dict(qk_norm=True, tied_embeddings=True)):
+    config = dataclasses.replace(CONFIG, **options)
+    shapes = abstract_params(config)
+    axes = param_axes(config)
+    ranks = jax.tree.map(lambda x: len(x.shape), shapes)
+    assert ranks == jax.tree.map(
+      len, axes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+
+
+def test_init_is_what_abstract_params_promises():
+  config = dataclasses.replace(CONFIG, param_dtype='bfloat16')
+  made = jax.eval_shape(lambda k: init_params(config, k), jax.random.key(0))
+  assert made == abstract_params(config)
+  zero = dataclasses.replace(CONFIG, score_init='zero')
+  params = jax.jit(init_params, static_argnums=0)(zero, jax.random.key(3))
+  head = params['score_head']
+  assert not np.asarray(head['output_kernel']).any()
+  assert not np.asarray(head['output_bias']).any()
+  bound = CONFIG.width**-0.5
+  for name in ('hidden_kernel', 'hidden_bias'):
+    assert 0.5 * bound < np.abs(head[name]).max() <= bound
