@@ -32,13 +32,13 @@ def get_config(arg: str = ''):
     step_marks=('.\n\n',),  # a step ends with this token
     tasks=dict(signs=3.0, chain_sum=1.0),  # shares of the problems
     task_options=dict(
-      signs=dict(min_terms=5, max_terms=6),
-      chain_sum=dict(min_terms=3, max_terms=5),
+      signs=dict(min_terms=4, max_terms=5, random_demonstrations=0.5),
+      chain_sum=dict(min_terms=2, max_terms=4),
     ),
     seed=0,  # which problems exist, the same for every run
     num_demonstrations=8192,  # the ONE fixed supervised set
-    max_prompt_length=32,  # tokens
-    max_response_length=48,  # tokens, thinking and answer
+    max_prompt_length=30,  # tokens
+    max_response_length=42,  # tokens, thinking and answer
   )
   c.sampling = dict(
     temperature=1.0,  # of training rollouts
@@ -52,7 +52,7 @@ def get_config(arg: str = ''):
   c.optimiser = dict(
     clip_norm=1.0,  # of each group's gradient
     b1=0.9,
-    b2=0.99,
+    b2=0.95,
     eps=1e-8,
     weight_decay=0.01,
   )
@@ -60,20 +60,20 @@ def get_config(arg: str = ''):
   c.phase_order = ('warmup', 'head', 'joint')
   c.phases = dict(
     warmup=dict(
-      steps=400,
+      steps=700,
       prompts_per_step=0,  # no rollouts
       demonstrations_per_step=64,
       policy_coefficient=0.0,
       score_coefficient=0.0,
       lm_coefficient=1.0,
-      backbone_learning_rate=2e-3,
+      backbone_learning_rate=3e-3,
       head_learning_rate=0.0,
       warmup_steps=20,
       schedule='cosine',
       evaluate_every=100,
     ),
     head=dict(
-      steps=30,
+      steps=24,
       prompts_per_step=64,
       samples_per_prompt=8,
       updates_per_rollout=8,
@@ -91,7 +91,7 @@ def get_config(arg: str = ''):
       evaluate_every=10,
     ),
     joint=dict(
-      steps=60,
+      steps=80,
       prompts_per_step=64,
       samples_per_prompt=8,
       updates_per_rollout=1,
@@ -113,6 +113,30 @@ def get_config(arg: str = ''):
       evaluate_every=10,
     ),
   )
+  # For `make evidence`, not part of the main job: start_from a checkpoint of it
+  # with --config.phase_order="('control',)".
+  c.phases.control = dict(
+    # After warmup: go on with the same demonstrations instead.
+    steps=1600,
+    prompts_per_step=0,
+    demonstrations_per_step=64,
+    policy_coefficient=0.0,
+    score_coefficient=0.0,
+    lm_coefficient=1.0,
+    backbone_learning_rate=1e-3,
+    head_learning_rate=0.0,
+    warmup_steps=20,
+    schedule='cosine',
+    evaluate_every=200,
+  )
+  # After head: the joint phase without the language-model loss.
+  c.phases.joint_no_lm = c.phases.joint.copy_and_resolve_references()
+  c.phases.joint_no_lm.lm_coefficient = 0.0
+  c.phases.joint_no_lm.demonstrations_per_step = 0
+  # After head: the joint phase with the paper's filtered loss.
+  c.phases.joint_spr = c.phases.joint.copy_and_resolve_references()
+  c.phases.joint_spr.score_loss = 'spr'
+
   c.evaluation = dict(
     problems=512,  # held-out problems of each task
     stage_samples=16,  # responses a problem after warmup and head

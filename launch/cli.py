@@ -5,6 +5,7 @@ everything saved.
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -23,6 +24,11 @@ _CACHE = flags.DEFINE_string(
   os.path.join(os.path.expanduser('~'), '.cache', 'metastone_jax', 'xla'),
   'Folder of compiled programs, reused by later runs; empty = none.',
 )
+
+
+def command_line(module: str) -> str:
+  """The shell command that repeats this call of `python -m module`."""
+  return shlex.join(['python', '-m', module, *sys.argv[1:]])
 
 
 def fail(message: object) -> None:

@@ -32,9 +32,7 @@ def keep_mask(
     rate: share of units dropped, in [0, 1).
   """
   row = mix(row_B * jnp.uint32(0x9E3779B9) + jnp.uint32(seed))
-  place = mix(
-    row[:, None] + position_T[None, :] * jnp.uint32(0x85EBCA77)
-  )
+  place = mix(row[:, None] + position_T[None, :] * jnp.uint32(0x85EBCA77))
   unit = jnp.arange(width, dtype=jnp.uint32) * jnp.uint32(0xC2B2AE3D)
   bits = mix(place[:, :, None] ^ unit)
   return bits >= jnp.uint32(min(int(rate * 2**32), 2**32 - 1))

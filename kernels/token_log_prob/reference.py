@@ -13,9 +13,7 @@ def token_log_prob(
   """The naive form of `op.token_log_prob`; see there."""
   acc = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
   logits_BTV = (
-    jnp.einsum(
-      'BTD,DV->BTV', hidden_BTD, kernel_DV, preferred_element_type=acc
-    )
+    jnp.einsum('BTD,DV->BTV', hidden_BTD, kernel_DV, preferred_element_type=acc)
     / temperature
   )
   log_p_BTV = jax.nn.log_softmax(logits_BTV, axis=-1)

@@ -31,9 +31,7 @@ def _unchunked(x_NBt: jax.Array, length: int) -> jax.Array:
 
 def _logits(hidden, kernel, temperature):
   acc = jnp.promote_types(hidden.dtype, jnp.float32)
-  logits = jnp.einsum(
-    'BtD,DV->BtV', hidden, kernel, preferred_element_type=acc
-  )
+  logits = jnp.einsum('BtD,DV->BtV', hidden, kernel, preferred_element_type=acc)
   return logits / temperature[:, None, None].astype(acc)
 
 

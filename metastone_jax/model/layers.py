@@ -79,9 +79,7 @@ class LayerCache:
     return dataclasses.replace(
       self,
       own_k_PNKhR=update(self.own_k_PNKhR, k_PNKh[..., None], slot, axis=4),
-      own_v_PNKRh=update(
-        self.own_v_PNKRh, v_PNKh[:, :, :, None], slot, axis=3
-      ),
+      own_v_PNKRh=update(self.own_v_PNKRh, v_PNKh[:, :, :, None], slot, axis=3),
     )
 
   def select(self, best_P: jax.Array, extra_slots: int) -> 'LayerCache':

@@ -139,9 +139,7 @@ class ReflectiveModel(nnx.Module):
     cos, sin = rotation(
       position_BT, config.head_width, config.rope_theta, config.dtype
     )
-    x = sharder.constrain(
-      self.embed(token_BT), 'batch', 'length', 'activation'
-    )
+    x = sharder.constrain(self.embed(token_BT), 'batch', 'length', 'activation')
     run = functools.partial(
       self._run,
       cos=cos,

@@ -177,13 +177,9 @@ def best_of_k(
   )
   # Close the gap between the trace's end and the answer's first slot.
   R = candidates.token_PNR.shape[-1]
-  thought_P = jnp.take_along_axis(
-    candidates.length_PN, best_P[:, None], axis=1
-  )
+  thought_P = jnp.take_along_axis(candidates.length_PN, best_P[:, None], axis=1)
   place_A = jnp.arange(R + answer_length)[None]
-  index_PA = jnp.where(
-    place_A < thought_P, place_A, place_A - thought_P + R
-  )
+  index_PA = jnp.where(place_A < thought_P, place_A, place_A - thought_P + R)
   total_P = jnp.sum(answer.own_valid_PNR[:, 0], axis=-1).astype(jnp.int32)
   token_PA = jnp.take_along_axis(
     answer.token_PNR[:, 0],
@@ -191,6 +187,4 @@ def best_of_k(
     axis=1,
   )
   token_PA = jnp.where(place_A < total_P[:, None], token_PA, config.pad_id)
-  return BestOfK(
-    candidates, best_P, token_PA, total_P, answer.done_PN[:, 0]
-  )
+  return BestOfK(candidates, best_P, token_PA, total_P, answer.done_PN[:, 0])

@@ -350,7 +350,9 @@ def sample(
     UserError: N < 1.
   """
   check_num_candidates(candidate_N.shape[0])
-  model = ReflectiveModel.bind(model_config, decode_params(params, model_config))
+  model = ReflectiveModel.bind(
+    model_config, decode_params(params, model_config)
+  )
   state = start(
     model,
     prompt_PS,

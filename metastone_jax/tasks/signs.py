@@ -7,6 +7,11 @@ takes -7 away from -6. A right trace ends in "leaves 0", which can be checked
 at a glance, while choosing the signs needs a search: the kind of task on which
 a score head can be better than the policy that it reads.
 
+The demonstrator may be imperfect (`random_demonstrations`): it then takes
+random signs, reckons honestly what they leave, and answers with them. If every
+demonstration ended in "leaves 0", a policy would learn to WRITE that last 0
+instead of computing it, and there would be nothing left to check.
+
 The split is by sorted numbers and the goal's size, stronger than by problem:
 no held-out problem is a training problem re-ordered or negated.
 """
@@ -33,6 +38,8 @@ class Signs(base.ProceduralTask):
     max_terms: most numbers of a problem, at most 32.
     min_number: smallest number, at least 1.
     max_number: largest number.
+    random_demonstrations: share of demonstrations, in [0, 1], whose signs are
+      random (most of them miss the goal) and whose arithmetic is right.
   """
 
   name = 'signs'
@@ -45,6 +52,7 @@ class Signs(base.ProceduralTask):
     max_terms: int = 6,
     min_number: int = 1,
     max_number: int = 9,
+    random_demonstrations: float = 0.0,
   ):
     super().__init__(seed)
     base.check_range(self.name, 'min_terms', min_terms, 'max_terms', max_terms)
@@ -56,6 +64,12 @@ class Signs(base.ProceduralTask):
         f'task {self.name!r} takes max_terms <= 32 and max_number <= 999, got '
         f'{max_terms} and {max_number}'
       )
+    if not 0 <= random_demonstrations <= 1:
+      raise errors.UserError(
+        f'task {self.name!r}: random_demonstrations={random_demonstrations} '
+        'is a share, between 0 and 1'
+      )
+    self._random_demonstrations = random_demonstrations
     self._terms = (min_terms, max_terms)
     self._range = (min_number, max_number)
 
@@ -78,7 +92,9 @@ class Signs(base.ProceduralTask):
     return f'{self.name}:{numbers}:{abs(problem.data["goal"])}'
 
   def demonstration(self, problem: base.Problem) -> str:
-    """A uniformly random one of the right signings, fixed by the problem's id.
+    """A uniformly random right signing, fixed by the problem's id.
+
+    With `random_demonstrations`, that share has any signing instead.
 
     Args:
       problem: of this task.
@@ -90,12 +106,16 @@ class Signs(base.ProceduralTask):
     numbers, goal = problem.data['numbers'], problem.data['goal']
     ways = functools.cache(lambda i, rest: _count_ways(numbers, ways, i, rest))
     draw = base.Draw('demonstration', problem.id, problem.key)
+    # 24 bits: a share to within 1e-7.
+    explores = draw.below(2**24) < self._random_demonstrations * 2**24
     signs, steps, remaining = [], [], goal
     for i, number in enumerate(numbers):
       # Following each branch in proportion to the signings below it makes
       # every right signing equally likely.
       plus = ways(i + 1, remaining - number)
       minus = ways(i + 1, remaining + number)
+      if explores:
+        plus = minus = 1
       sign = 1 if draw.below(plus + minus) < plus else -1
       remaining -= sign * number
       signs.append(sign)

@@ -37,9 +37,7 @@ class OptimiserConfig:
 
   def __post_init__(self):
     if self.clip_norm <= 0:
-      raise UserError(
-        f'optimiser.clip_norm={self.clip_norm} must be positive'
-      )
+      raise UserError(f'optimiser.clip_norm={self.clip_norm} must be positive')
 
 
 def split_groups(params: dict[str, Any]) -> dict[str, Any]:

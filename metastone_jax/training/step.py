@@ -403,9 +403,9 @@ def gradient(
 
     def accumulate(carry, piece):
       rows, weight = piece
-      return jax.tree.map(jnp.add, carry, loss_and_grad(params, rows, weight)), (
-        None
-      )
+      return jax.tree.map(
+        jnp.add, carry, loss_and_grad(params, rows, weight)
+      ), (None)
 
     zeros = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype),

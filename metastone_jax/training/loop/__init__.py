@@ -1,5 +1,11 @@
 """Warm-up and joint training, start to report: the library's top room."""
 
+from metastone_jax.training.loop.folder import config_dict as config_dict
+from metastone_jax.training.loop.folder import load_params as load_params
+from metastone_jax.training.loop.folder import (
+  recipe_from_dict as recipe_from_dict,
+)
+from metastone_jax.training.loop.folder import versions as versions
 from metastone_jax.training.loop.heldout import Evaluator as Evaluator
 from metastone_jax.training.loop.plan import describe as describe
 from metastone_jax.training.loop.recipe import Recipe as Recipe

@@ -118,7 +118,9 @@ def collect(
       )
     )
   with watch('verify'):
-    return _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw)
+    return _assemble(
+      setup, phase, problems, prompt_PS, length_P, drawn, first_draw
+    )
 
 
 def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):

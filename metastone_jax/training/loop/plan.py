@@ -48,7 +48,7 @@ def describe(setup: Setup) -> str:
     f' {model.split} of {model.num_layers}',
     f'  train state  {state_bytes(setup) / 1e9:.3f} GB (masters and both'
     ' moments)',
-    f'  tasks        '
+    '  tasks        '
     + ', '.join(f'{k} x {v:g}' for k, v in recipe.data.tasks.items())
     + f'; {recipe.data.num_demonstrations} demonstrations in all; RL problems'
     ' have none',

@@ -111,9 +111,7 @@ class PhaseConfig:
   schedule: str = 'constant'
   policy_coefficient: float = 1.0
   objective: str = 'grpo'
-  objective_options: Mapping[str, Any] = dataclasses.field(
-    default_factory=dict
-  )
+  objective_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   drop_zero_variance: bool = False
   overlong_buffer: int = 0
   score_coefficient: float = 1.0
@@ -129,8 +127,7 @@ class PhaseConfig:
         raise UserError(f'{where}.{name}={getattr(self, name)} must be >= 1')
     if self.schedule not in SCHEDULES:
       raise UserError(
-        f'{where}.schedule={self.schedule!r}; use one of '
-        f'{", ".join(SCHEDULES)}'
+        f'{where}.schedule={self.schedule!r}; use one of {", ".join(SCHEDULES)}'
       )
     if self.objective not in OBJECTIVES:
       raise UserError(
@@ -332,8 +329,7 @@ def _build(cls, values: Mapping[str, Any], where: str, **given):
   unknown = sorted(set(values) - set(fields))
   if unknown:
     raise UserError(
-      f'config key {where}{unknown[0]} is unknown; known: '
-      f'{", ".join(fields)}'
+      f'config key {where}{unknown[0]} is unknown; known: {", ".join(fields)}'
     )
   hints = typing.get_type_hints(cls)
   converted = {}

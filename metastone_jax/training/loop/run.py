@@ -5,15 +5,9 @@ Everything that a step depends on is in the checkpoint or is a pure function of
 metrics named time/*.
 """
 
-import dataclasses
 import functools
-import json
 import math
-import platform
-import shlex
-import sys
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +15,6 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from metastone_jax import evaluation
 from metastone_jax import telemetry as telemetry_lib
 from metastone_jax.checkpoints import CheckpointManager, write_json_atomic
 from metastone_jax.data import DataPosition
@@ -30,10 +23,11 @@ from metastone_jax.training import optimiser
 from metastone_jax.training import state as state_lib
 from metastone_jax.training import step as step_lib
 from metastone_jax.training.loop import collect as collect_lib
-from metastone_jax.training.loop import plan
+from metastone_jax.training.loop import folder, plan
 from metastone_jax.training.loop.heldout import Evaluator
 from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
 from metastone_jax.training.loop.setup import Setup
+from metastone_jax.training.loop.stages import Stages
 
 _SHOWN = {
   'loss/lm': 'lm',
@@ -59,22 +53,6 @@ def learning_rates(phase: PhaseConfig, step: int) -> dict[str, float]:
   }
 
 
-def versions() -> dict[str, str]:
-  """Versions that a result depends on."""
-  import flax
-  import optax
-
-  from metastone_jax import __version__
-
-  return {
-    'metastone_jax': __version__,
-    'python': platform.python_version(),
-    'jax': jax.__version__,
-    'flax': flax.__version__,
-    'optax': optax.__version__,
-  }
-
-
 class Run:
   """One training run in one folder; `train` drives it."""
 
@@ -88,7 +66,7 @@ class Run:
     self.demonstrations = self.setup.demonstrations()
     self.problems = self.setup.problems('train')
     widest = max(recipe.phases, key=lambda phase: phase.rollouts_per_step)
-    self.evaluator = Evaluator(
+    evaluator = Evaluator(
       self.setup,
       problems_per_call=widest.prompts_per_step or 64,
       samples_per_call=widest.samples_per_prompt,
@@ -107,11 +85,10 @@ class Run:
     self.writer = telemetry_lib.MetricWriter(
       workdir / 'metrics',
       sinks=recipe.sinks,
-      config=config_dict(recipe),
+      config=folder.config_dict(recipe),
       primary=jax.process_index() == 0,
     )
-    self.summaries: dict[str, Any] = {}
-    self.samples: dict[str, Any] = {}
+    self.stages = Stages(recipe, workdir, evaluator, self.writer, progress)
     self.seconds: dict[str, float] = {}
 
   # State.
@@ -133,10 +110,12 @@ class Run:
       self.setup.sharder,
     )
     if self.recipe.start_from:
-      self.state['params'] = load_params(
+      self.state['params'] = folder.load_params(
         self.setup,
         self.recipe.start_from,
-        None if self.recipe.start_from_step < 0 else self.recipe.start_from_step,
+        None
+        if self.recipe.start_from_step < 0
+        else self.recipe.start_from_step,
       )
 
   def resume(self, step: int | None, fallback: bool) -> None:
@@ -176,8 +155,8 @@ class Run:
       'problem_position': self.problem_position.to_json(),
       'has_reference': self.reference is not None,
       'metrics': self.writer.state(),
-      'config': config_dict(self.recipe),
-      'versions': versions(),
+      'config': folder.config_dict(self.recipe),
+      'versions': folder.versions(),
       'seconds': self.seconds,
     }
     self.manager.save(self.iteration, tree, extra, wait=wait)
@@ -224,8 +203,7 @@ class Run:
       functools.partial(
         step_lib.log_prob_pass,
         num_micro_batches=phase.update_config.num_micro_batches
-        if not phase.rollouts_per_step
-        % phase.update_config.num_micro_batches
+        if not phase.rollouts_per_step % phase.update_config.num_micro_batches
         else 1,
         with_step_logit=False,
         **common,
@@ -259,7 +237,7 @@ class Run:
         and self.phase_step < phase.steps
       ):
         self._write_pending()
-        self.small_evaluation(phase)
+        self.stages.small(self.state['params'], phase, self.iteration)
       due = self.iteration % self.recipe.checkpoint.every == 0
       if due or self.stop.requested or self.phase_step == phase.steps:
         self._write_pending()
@@ -396,182 +374,26 @@ class Run:
       },
     )
 
-  # Evaluation.
-
-  def _evaluate(self, task: str, problems: int, samples: int):
-    return self.evaluator.evaluate(
-      self.state['params'],
-      task,
-      num_problems=problems,
-      num_samples=samples,
-      progress=lambda done, total: self.progress.status(
-        f'held-out {task} {done}/{total}'
-      ),
-    )
-
-  def small_evaluation(self, phase: PhaseConfig) -> None:
-    """A quick look at the main task, into the metrics."""
-    options = self.recipe.evaluation
-    task = self.evaluator.task_names()[0]
-    samples = self._evaluate(
-      task, options.small_problems, options.small_samples
-    )
-    samples.save(self.workdir / 'evaluation' / f'step-{self.iteration}.npz')
-    summary = evaluation.summarise(samples, options.ks, resamples=200)
-    self.writer.write(
-      self.iteration, phase.name, evaluation.summary_metrics(summary)
-    )
-    self.progress.status('')
-
-  def stage_evaluation(self) -> None:
-    """The full held-out evaluation at the end of a phase, every task."""
-    phase = self.recipe.phases[self.phase_index]
-    options = self.recipe.evaluation
-    last = self.phase_index == len(self.recipe.phases) - 1
-    count = options.final_samples if last else options.stage_samples
-    started = time.monotonic()
-    tasks = self.evaluator.task_names()
-    self.progress.phase(f'evaluate {phase.name}', len(tasks))
-    for done, task in enumerate(tasks):
-      path = self.workdir / 'evaluation' / f'{phase.name}-{task}.npz'
-      if path.exists():  # a restart: the draws are the same
-        samples = evaluation.EvaluationSamples.load(path)
-      else:
-        samples = self._evaluate(task, options.problems, count)
-        samples.save(path)
-      stage = f'after {phase.name}'
-      summary = evaluation.summarise(samples, options.ks)
-      self.summaries.setdefault(task, {})[stage] = summary
-      self.samples.setdefault(task, {})[stage] = samples
-      prefix = 'eval' if task == tasks[0] else f'eval_{task}'
-      self.writer.write(
-        self.iteration,
-        phase.name,
-        evaluation.summary_metrics(summary, prefix),
-      )
-      self.progress.note('\n' + evaluation.terminal_summary(summary))
-      self.progress.update(done + 1)
-      if self.stop.requested:
-        raise Interrupted(self.stop.signal_name)
-    name = f'evaluate_{phase.name}'
-    self.seconds[name] = time.monotonic() - started
-
-  def report(self) -> epath.Path:
-    """Writes summary.json and one report a task; returns the main one."""
-    write_json_atomic(self.workdir / 'summary.json', self.summaries)
-    self.writer.flush()
-    rows = telemetry_lib.read_metrics(self.workdir / 'metrics')
-    paths = []
-    for task, summaries in self.summaries.items():
-      first = not paths
-      paths.append(
-        evaluation.write_report(
-          self.workdir / 'report' / ('' if first else task),
-          title=f'{self.recipe.name}, seed {self.recipe.seed}: {task}',
-          summaries=summaries,
-          samples=self.samples[task],
-          metrics=rows if first else (),
-          config_text=json.dumps(config_dict(self.recipe), indent=2),
-          command=shlex.join(['python', '-m', 'launch.train', *sys.argv[1:]]),
-          seconds=self.seconds,
-          versions=versions(),
-        )
-      )
-    return paths[0]
-
   def run(self) -> epath.Path:
     """From the current state to the report."""
     while True:
       self.run_phase()
-      self.stage_evaluation()
+      phase = self.recipe.phases[self.phase_index]
+      self.seconds[f'evaluate_{phase.name}'] = self.stages.full(
+        self.state['params'], phase, self.iteration
+      )
+      if self.stop.requested:
+        raise Interrupted(self.stop.signal_name)
       if self.phase_index == len(self.recipe.phases) - 1:
         break
       self.phase_index += 1
       self.phase_step = 0
-    return self.report()
-
-  def past_summaries(self) -> None:
-    """Reads the evaluations of phases that were done before a restart."""
-    for phase in self.recipe.phases[: self.phase_index]:
-      for task in self.evaluator.task_names():
-        path = self.workdir / 'evaluation' / f'{phase.name}-{task}.npz'
-        if not path.exists():
-          raise UserError(
-            f'{path} is missing: the evaluation after phase {phase.name} was '
-            'removed; restore it or start again in an empty workdir'
-          )
-        samples = evaluation.EvaluationSamples.load(path)
-        stage = f'after {phase.name}'
-        self.samples.setdefault(task, {})[stage] = samples
-        self.summaries.setdefault(task, {})[stage] = evaluation.summarise(
-          samples, self.recipe.evaluation.ks
-        )
+    return self.stages.report(self.seconds)
 
   def close(self) -> None:
     """Waits for running saves, flushes metrics."""
     self.manager.close()
     self.writer.close()
-
-
-def config_dict(recipe: Recipe) -> dict[str, Any]:
-  """The recipe as JSON-able data."""
-  return json.loads(json.dumps(dataclasses.asdict(recipe)))
-
-
-def recipe_from_dict(tree: dict[str, Any]) -> Recipe:
-  """The inverse of `config_dict`."""
-  from metastone_jax.training.loop.recipe import parse_recipe
-
-  tree = dict(tree)
-  phases = tree.pop('phases')
-  return parse_recipe(
-    {
-      **tree,
-      'phase_order': [phase['name'] for phase in phases],
-      'phases': {
-        phase['name']: {k: v for k, v in phase.items() if k != 'name'}
-        for phase in phases
-      },
-    }
-  )
-
-
-def load_params(setup: Setup, folder: str, step: int | None):
-  """Parameters of a checkpoint folder, on this run's devices.
-
-  Raises:
-    UserError: no such checkpoint, damaged, or of another shape.
-  """
-  abstract = state_lib.abstract_state(
-    setup.model_config, optimiser.OptimiserConfig(), setup.sharder
-  )
-  with CheckpointManager(folder, read_only=True) as manager:
-    tree, _, _ = manager.restore(
-      step, {'train': {'params': abstract['params']}}, partial=True
-    )
-  return tree['train']['params']
-
-
-def _check_same_recipe(recipe: Recipe, path: epath.Path) -> None:
-  """Refuses to continue a folder with another recipe."""
-  old, new = json.loads(path.read_text()), config_dict(recipe)
-  if old == new:
-    return
-
-  def differing(a, b, where):
-    if isinstance(a, dict) and isinstance(b, dict):
-      for name in sorted(set(a) | set(b)):
-        yield from differing(a.get(name), b.get(name), f'{where}.{name}')
-    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-      for i, (x, y) in enumerate(zip(a, b, strict=True)):
-        yield from differing(x, y, f'{where}[{i}]')
-    elif a != b:
-      yield f'{where.lstrip(".")}: {a!r} there, {b!r} here'
-
-  raise UserError(
-    f'{path} belongs to another recipe ({next(differing(old, new, ""))}); '
-    'give the same config to resume, or another --workdir'
-  )
 
 
 def train(
@@ -600,7 +422,7 @@ def train(
   primary = jax.process_index() == 0
   config_path = workdir / 'config.json'
   if config_path.exists():
-    _check_same_recipe(recipe, config_path)
+    folder.check_same_recipe(recipe, config_path)
   with (
     telemetry_lib.StopRequest() as stop,
     telemetry_lib.Progress(enabled=primary) as progress,
@@ -610,10 +432,10 @@ def train(
     try:
       progress.note(plan.describe(run.setup))
       workdir.mkdir(parents=True, exist_ok=True)
-      write_json_atomic(config_path, config_dict(recipe))
+      write_json_atomic(config_path, folder.config_dict(recipe))
       if step is not None or run.manager.latest_step() is not None:
         run.resume(step, resume_from_last_good)
-        run.past_summaries()
+        run.stages.restore(run.phase_index)
       else:
         run.fresh()
       return run.run()

@@ -1,0 +1,116 @@
+r"""Evaluates a checkpoint on held-out problems: table, plots, report.
+
+  python -m launch.evaluate --checkpoint=runs/tiny --samples=64
+
+Pass@1, majority, score-weighted vote, SPRM best-of-k and oracle pass@k with
+95 % intervals. Finished tasks are kept: the same command again goes on.
+"""
+
+import json
+
+from absl import flags
+from etils import epath
+
+from launch import cli
+from metastone_jax import evaluation
+from metastone_jax.checkpoints import CheckpointManager, write_json_atomic
+from metastone_jax.errors import UserError
+from metastone_jax.telemetry import Progress
+from metastone_jax.training import loop
+
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint',
+  None,
+  'Folder of a run (it holds config.json), or its checkpoints folder.',
+)
+_STEP = flags.DEFINE_integer('step', None, 'Checkpoint step; default: newest.')
+_OUT = flags.DEFINE_string(
+  'out', None, 'Folder of the report; default RUN/evaluate-STEP.'
+)
+_TASKS = flags.DEFINE_list(
+  'tasks', None, 'Tasks of the run to evaluate; default: all.'
+)
+_PROBLEMS = flags.DEFINE_integer('problems', 512, 'Held-out problems a task.')
+_SAMPLES = flags.DEFINE_integer('samples', 64, 'Responses a problem.')
+_KS = flags.DEFINE_list('k', ['1', '2', '8', '32'], 'Candidates k to report.')
+_PROMPTS = flags.DEFINE_integer(
+  'prompts_per_call', 64, 'Problems drawn by one program call.'
+)
+
+
+def _ks() -> tuple[int, ...]:
+  """The values of --k.
+
+  Raises:
+    UserError: not integers >= 1, or none at most --samples.
+  """
+  try:
+    ks = tuple(sorted({int(k) for k in _KS.value}))
+  except ValueError:
+    raise UserError(f'--k={_KS.value}: give whole numbers') from None
+  if not ks or ks[0] < 1:
+    raise UserError(f'--k={_KS.value}: k must be at least 1')
+  if ks[0] > _SAMPLES.value:
+    raise UserError(
+      f'--k={ks[0]} needs at least {ks[0]} samples a problem; raise --samples'
+    )
+  return tuple(k for k in ks if k <= _SAMPLES.value)
+
+
+def main() -> None:
+  """Parses, loads, evaluates, reports."""
+  if _CHECKPOINT.value is None:
+    raise UserError('--checkpoint is missing: name the folder of a run')
+  ks = _ks()
+  root = epath.Path(_CHECKPOINT.value)
+  if root.name == 'checkpoints':
+    root = root.parent
+  if not (root / 'config.json').exists():
+    raise UserError(f'{root} is no run: it has no config.json')
+  recipe = loop.recipe_from_dict(json.loads((root / 'config.json').read_text()))
+  setup = loop.Setup.build(recipe)
+  with CheckpointManager(root / 'checkpoints', read_only=True) as manager:
+    extra, step = manager.read_extra(_STEP.value)
+  params = loop.load_params(setup, str(root / 'checkpoints'), step)
+  evaluator = loop.Evaluator(
+    setup,
+    problems_per_call=min(_PROMPTS.value, _PROBLEMS.value),
+    samples_per_call=min(8, _SAMPLES.value),
+  )
+  tasks = _TASKS.value or list(evaluator.task_names())
+  out = epath.Path(_OUT.value or root / f'evaluate-{step}')
+  stage = f'step {step} ({extra["phase"]})'
+  with Progress() as progress:
+    for task in tasks:
+      name = f'{task}-{_PROBLEMS.value}x{_SAMPLES.value}-step{step}.npz'
+      path = out / name
+      if path.exists():
+        samples = evaluation.EvaluationSamples.load(path)
+      else:
+        total = _PROBLEMS.value * _SAMPLES.value
+        progress.phase(f'evaluate {task}', total)
+        samples = evaluator.evaluate(
+          params,
+          task,
+          num_problems=_PROBLEMS.value,
+          num_samples=_SAMPLES.value,
+          progress=lambda done, total: progress.update(done),
+        )
+        samples.save(path)
+      summary = evaluation.summarise(samples, ks)
+      progress.note('\n' + evaluation.terminal_summary(summary))
+      write_json_atomic(out / f'{task}.json', summary)
+      report = evaluation.write_report(
+        out / f'report-{task}',
+        title=f'{recipe.name}, {stage}: {task}',
+        summaries={stage: summary},
+        samples=samples,
+        config_text=json.dumps(loop.config_dict(recipe), indent=2),
+        command=cli.command_line('launch.evaluate'),
+        versions=loop.versions(),
+      )
+      progress.note(f'report: {report}')
+
+
+if __name__ == '__main__':
+  cli.run(main)

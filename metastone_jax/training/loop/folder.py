@@ -1,0 +1,93 @@
+"""What a run's folder says of itself: recipe, versions, parameters."""
+
+import dataclasses
+import json
+import platform
+from typing import Any
+
+import flax
+import jax
+import optax
+from etils import epath
+
+from metastone_jax import __version__
+from metastone_jax.checkpoints import CheckpointManager
+from metastone_jax.errors import UserError
+from metastone_jax.training import optimiser
+from metastone_jax.training import state as state_lib
+from metastone_jax.training.loop.recipe import Recipe, parse_recipe
+from metastone_jax.training.loop.setup import Setup
+
+
+def versions() -> dict[str, str]:
+  """Versions that a result depends on."""
+  return {
+    'metastone_jax': __version__,
+    'python': platform.python_version(),
+    'jax': jax.__version__,
+    'flax': flax.__version__,
+    'optax': optax.__version__,
+  }
+
+
+def config_dict(recipe: Recipe) -> dict[str, Any]:
+  """The recipe as JSON-able data."""
+  return json.loads(json.dumps(dataclasses.asdict(recipe)))
+
+
+def recipe_from_dict(tree: dict[str, Any]) -> Recipe:
+  """The inverse of `config_dict`."""
+  tree = dict(tree)
+  phases = tree.pop('phases')
+  return parse_recipe(
+    {
+      **tree,
+      'phase_order': [phase['name'] for phase in phases],
+      'phases': {
+        phase['name']: {k: v for k, v in phase.items() if k != 'name'}
+        for phase in phases
+      },
+    }
+  )
+
+
+def load_params(setup: Setup, folder: str, step: int | None):
+  """Parameters of a checkpoint folder, on this run's devices.
+
+  Raises:
+    UserError: no such checkpoint, damaged, or of another shape.
+  """
+  abstract = state_lib.abstract_state(
+    setup.model_config, optimiser.OptimiserConfig(), setup.sharder
+  )
+  with CheckpointManager(folder, read_only=True) as manager:
+    tree, _, _ = manager.restore(
+      step, {'train': {'params': abstract['params']}}, partial=True
+    )
+  return tree['train']['params']
+
+
+def check_same_recipe(recipe: Recipe, path: epath.Path) -> None:
+  """Refuses to continue a folder with another recipe.
+
+  Raises:
+    UserError: naming the first value that differs.
+  """
+  old, new = json.loads(path.read_text()), config_dict(recipe)
+  if old == new:
+    return
+
+  def differing(a, b, where):
+    if isinstance(a, dict) and isinstance(b, dict):
+      for name in sorted(set(a) | set(b)):
+        yield from differing(a.get(name), b.get(name), f'{where}.{name}')
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+      for i, (x, y) in enumerate(zip(a, b, strict=True)):
+        yield from differing(x, y, f'{where}[{i}]')
+    elif a != b:
+      yield f'{where.lstrip(".")}: {a!r} there, {b!r} here'
+
+  raise UserError(
+    f'{path} belongs to another recipe ({next(differing(old, new, ""))}); '
+    'give the same config to resume, or another --workdir'
+  )
