@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 bad input (one line `error: ...`), 130 interrupted with
 everything saved.
 """
 
+import logging as py_logging
 import os
 import shlex
 import sys
@@ -45,7 +46,9 @@ def _parse(argv: list[str]) -> list[str]:
     fail(f'{error}; --help lists the flags')
   except (AttributeError, KeyError, ValueError, TypeError) as error:
     # ml_collections refuses an unknown key or a value of another type.
-    fail(f'config: {error.args[0] if error.args else error}')
+    text = str(error.args[0] if error.args else error)
+    text = text.strip('\'"').replace("\\'", "'").replace('\\n', '; ')
+    fail(f'config key or value: {text}')
   except (FileNotFoundError, IsADirectoryError) as error:
     fail(f'config file: {error}')
   if flags.FLAGS.help or flags.FLAGS.helpfull:
@@ -59,6 +62,8 @@ def run(main: Callable[[], None]) -> None:
   """Runs a command's main() with the exit codes of this module."""
 
   def wrapped(_):
+    # JAX reports each accelerator that is absent, at INFO.
+    py_logging.getLogger('jax').setLevel(py_logging.WARNING)
     if _CACHE.value:
       epath.Path(_CACHE.value).mkdir(parents=True, exist_ok=True)
       jax.config.update('jax_compilation_cache_dir', _CACHE.value)
