@@ -60,7 +60,7 @@ def get_config(arg: str = ''):
   c.phase_order = ('warmup', 'head', 'joint')
   c.phases = dict(
     warmup=dict(
-      steps=700,
+      steps=600,
       prompts_per_step=0,  # no rollouts
       demonstrations_per_step=64,
       policy_coefficient=0.0,
@@ -73,7 +73,7 @@ def get_config(arg: str = ''):
       evaluate_every=100,
     ),
     head=dict(
-      steps=24,
+      steps=12,
       prompts_per_step=64,
       samples_per_prompt=8,
       updates_per_rollout=8,
@@ -88,7 +88,7 @@ def get_config(arg: str = ''):
       head_learning_rate=1e-3,
       warmup_steps=2,
       schedule='constant',
-      evaluate_every=10,
+      evaluate_every=4,
     ),
     joint=dict(
       steps=80,
@@ -139,8 +139,8 @@ def get_config(arg: str = ''):
 
   c.evaluation = dict(
     problems=512,  # held-out problems of each task
-    stage_samples=16,  # responses a problem after warmup and head
-    final_samples=64,  # responses a problem at the end
+    stage_samples=16,  # responses a problem after each phase
+    final_samples=64,  # at the end, on the main task
     small_problems=128,  # for the curves
     small_samples=8,
     ks=(1, 2, 8, 32),

@@ -207,7 +207,8 @@ class EvaluationConfig:
   Attributes:
     problems: held-out problems of each task.
     stage_samples: responses a problem after each phase but the last.
-    final_samples: responses a problem after the last phase.
+    final_samples: responses a problem after the last phase, on the task with
+      the largest share; the other tasks get stage_samples.
     small_problems: problems of the evaluations inside a phase, all tasks.
     small_samples: their responses a problem.
     ks: candidates k that are reported.

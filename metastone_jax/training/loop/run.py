@@ -27,7 +27,7 @@ from metastone_jax.training.loop import folder, plan
 from metastone_jax.training.loop.heldout import Evaluator
 from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
 from metastone_jax.training.loop.setup import Setup
-from metastone_jax.training.loop.stages import Stages
+from metastone_jax.training.loop.stages import Interrupted, Stages
 
 _SHOWN = {
   'loss/lm': 'lm',
@@ -35,10 +35,6 @@ _SHOWN = {
   'reward/mean': 'reward',
   'score/auc_within': 'AUC within',
 }
-
-
-class Interrupted(Exception):  # noqa: N818 (a state, not an error)
-  """The run was asked to stop; its state is saved."""
 
 
 def learning_rates(phase: PhaseConfig, step: int) -> dict[str, float]:
@@ -88,7 +84,9 @@ class Run:
       config=folder.config_dict(recipe),
       primary=jax.process_index() == 0,
     )
-    self.stages = Stages(recipe, workdir, evaluator, self.writer, progress)
+    self.stages = Stages(
+      recipe, workdir, evaluator, self.writer, progress, stop
+    )
     self.seconds: dict[str, float] = {}
 
   # State.

@@ -17,6 +17,10 @@ from metastone_jax.training.loop.heldout import Evaluator
 from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
 
 
+class Interrupted(Exception):  # noqa: N818 (a state, not an error)
+  """The run was asked to stop; a checkpoint holds its state."""
+
+
 class Stages:
   """Evaluates, keeps samples and summaries a stage, writes the report.
 
@@ -32,24 +36,29 @@ class Stages:
     evaluator: Evaluator,
     writer: telemetry_lib.MetricWriter,
     progress: telemetry_lib.Progress,
+    stop: telemetry_lib.StopRequest,
   ):
     self.recipe = recipe
     self.workdir = workdir
     self.evaluator = evaluator
     self.writer = writer
     self.progress = progress
+    self.stop = stop
     self.summaries: dict[str, Any] = {}
     self.samples: dict[str, Any] = {}
 
   def _evaluate(self, params, task: str, problems: int, samples: int):
+    def progress(done: int, total: int) -> None:
+      if self.stop.requested:
+        raise Interrupted(self.stop.signal_name)
+      self.progress.status(f'held-out {task} {done}/{total}')
+
     return self.evaluator.evaluate(
       params,
       task,
       num_problems=problems,
       num_samples=samples,
-      progress=lambda done, total: self.progress.status(
-        f'held-out {task} {done}/{total}'
-      ),
+      progress=progress,
     )
 
   def small(self, params, phase: PhaseConfig, iteration: int) -> None:
@@ -70,7 +79,6 @@ class Stages:
     """The held-out evaluation at the end of a phase, every task; seconds."""
     options = self.recipe.evaluation
     last = phase is self.recipe.phases[-1]
-    count = options.final_samples if last else options.stage_samples
     started = time.monotonic()
     tasks = self.evaluator.task_names()
     self.progress.phase(f'evaluate {phase.name}', len(tasks))
@@ -79,7 +87,13 @@ class Stages:
       if path.exists():  # a restart: the draws are the same
         samples = evaluation.EvaluationSamples.load(path)
       else:
-        samples = self._evaluate(params, task, options.problems, count)
+        main = task == tasks[0]
+        samples = self._evaluate(
+          params,
+          task,
+          options.problems,
+          options.final_samples if last and main else options.stage_samples,
+        )
         samples.save(path)
       stage = f'after {phase.name}'
       summary = evaluation.summarise(samples, options.ks)
