@@ -61,7 +61,7 @@ define install
 	fi; \
 	echo "setup: installing metastone_jax[$(1)] into $(VENV)" \
 	  "(the first time: about 1 GB, one to three minutes)"; \
-	$(VENV_PYTHON) -m pip install --disable-pip-version-check $(PIP_ARGS) \
+	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 	  --editable '.[$(1)]'; \
 	touch $(2); \
 	echo "setup: $(VENV) is ready ($$SECONDS s)"

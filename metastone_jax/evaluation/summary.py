@@ -314,6 +314,9 @@ def percent(interval: Mapping) -> str:
   return number(interval, 1, 100.0)
 
 
+_ROUNDING = 1e-9
+
+
 def points(interval: Mapping) -> str:
   """An interval of differences in percentage points, always signed."""
   text = number(interval, 1, 100.0).replace('-0.0', '0.0')
@@ -325,7 +328,10 @@ def verdict(interval: Mapping) -> str:
   low, high = interval['low'], interval['high']
   if low is None:
     return 'undefined'
-  return 'yes' if low > 0 else 'below' if high < 0 else 'not shown'
+  # Equal by construction (a vote of two is a best of two): rounding is no sign.
+  if low > _ROUNDING:
+    return 'yes'
+  return 'below' if high < -_ROUNDING else 'not shown'
 
 
 def _best_of_k(samples: EvaluationSamples, k: int) -> np.ndarray:
