@@ -6,6 +6,7 @@ everything saved.
 
 import logging as py_logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -42,6 +43,9 @@ def _parse(argv: list[str]) -> list[str]:
   """absl's parser, with bad flags and config keys as one line."""
   try:
     rest = flags.FLAGS(argv)
+    config = flags.FLAGS.get_flag_value('config', None)
+    # A file that is not there is reported at the first look at its contents.
+    getattr(config, 'items', None)
   except flags.Error as error:
     fail(f'{error}; --help lists the flags')
   except (AttributeError, KeyError, ValueError, TypeError) as error:
@@ -49,8 +53,11 @@ def _parse(argv: list[str]) -> list[str]:
     text = str(error.args[0] if error.args else error)
     text = text.strip('\'"').replace("\\'", "'").replace('\\n', '; ')
     fail(f'config key or value: {text}')
-  except (FileNotFoundError, IsADirectoryError) as error:
-    fail(f'config file: {error}')
+  except OSError as error:
+    found = re.search(r'\[Errno \d+\] (.*)', str(error))
+    fail(f'config file: {found[1] if found else error}')
+  except (SyntaxError, ImportError) as error:
+    fail(f'config file: {type(error).__name__}: {error}')
   if flags.FLAGS.help or flags.FLAGS.helpfull:
     return argv
   if len(rest) > 1:

@@ -51,6 +51,8 @@ class DecodeState:
     token_PNR: what was drawn, pad after the end.
     log_prob_PNR: its log-prob at the rollout temperature, unfiltered.
     step_logit_PNR: z at the position that predicts each token.
+    last_step_logit_PN: z at the last position, which predicts nothing yet;
+      written when the loop ends.
     forced_PNR: the token was forced (a thinking budget), not drawn.
   """
 
@@ -66,6 +68,7 @@ class DecodeState:
   token_PNR: jax.Array
   log_prob_PNR: jax.Array
   step_logit_PNR: jax.Array
+  last_step_logit_PN: jax.Array
   forced_PNR: jax.Array
 
 
@@ -154,6 +157,7 @@ def start(
     token_PNR=jnp.full((P, N, R), config.pad_id, jnp.int32),
     log_prob_PNR=jnp.zeros((P, N, R), acc),
     step_logit_PNR=jnp.zeros((P, N, R), acc),
+    last_step_logit_PN=jnp.zeros((P, N), acc),
     forced_PNR=jnp.zeros((P, N, R), bool),
   )
 
@@ -205,7 +209,9 @@ def decode_loop(
         rows_PNR, value_PN[..., None], slot, axis=2
       )
 
-    thinking = state.thinking_PN & (token_PN != config.think_end_id)
+    # The tags themselves are no thinking tokens.
+    inside = state.thinking_PN & (token_PN != config.think_end_id)
+    thinking = inside | (token_PN == config.think_start_id)
     own_valid = jax.lax.dynamic_update_slice_in_dim(
       state.own_valid_PNR, ~done[..., None], slot, axis=2
     )
@@ -231,17 +237,24 @@ def decode_loop(
       own_valid_PNR=own_valid,
       position_PN=state.position_PN + ~done,
       thinking_PN=thinking,
-      num_thinking_PN=state.num_thinking_PN + (thinking & ~done),
+      num_thinking_PN=state.num_thinking_PN + (inside & ~done),
       done_PN=done | (token_PN == stop_id),
       token_PNR=jax.lax.dynamic_update_slice_in_dim(
         state.token_PNR, token_PN[..., None], slot, axis=2
       ),
       log_prob_PNR=record(state.log_prob_PNR, log_prob_PN),
       step_logit_PNR=record(state.step_logit_PNR, step_logit_PN),
+      last_step_logit_PN=state.last_step_logit_PN,
       forced_PNR=record(state.forced_PNR, forced_PN),
     )
 
-  return jax.lax.while_loop(unfinished, turn, state)
+  state = jax.lax.while_loop(unfinished, turn, state)
+  return dataclasses.replace(
+    state,
+    last_step_logit_PN=model.score(state.feature_PND).astype(
+      state.last_step_logit_PN.dtype
+    ),
+  )
 
 
 def _joined(prompt_PS, length_P, token_PNR, pad_id):
@@ -294,8 +307,13 @@ def finish(
     return picked & (jnp.arange(R) < written_PN[..., None])
 
   step_mask_PNR = of_response(mask)
-  fallback_PN = jnp.sum(
-    jnp.where(of_response(end_mask), state.step_logit_PNR, 0), axis=-1
+  # The last thinking position predicts </think> (a response token) or, where
+  # none was written, nothing yet.
+  end_PNR = of_response(end_mask)
+  fallback_PN = jnp.where(
+    jnp.any(end_PNR, axis=-1),
+    jnp.sum(jnp.where(end_PNR, state.step_logit_PNR, 0), axis=-1),
+    state.last_step_logit_PN,
   )
   score_PN = trace_score(
     state.step_logit_PNR,
@@ -410,5 +428,6 @@ def continue_from(
     token_PNR=widened(state.token_PNR, pad_id),
     log_prob_PNR=widened(state.log_prob_PNR),
     step_logit_PNR=widened(state.step_logit_PNR),
+    last_step_logit_PN=chosen(state.last_step_logit_PN),
     forced_PNR=widened(state.forced_PNR, False),
   )

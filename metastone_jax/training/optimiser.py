@@ -95,7 +95,7 @@ def apply(
   grads, groups = split_groups(grads), split_groups(params)
   new_groups, new_state, norms = {}, {}, {}
   for name in GROUPS:
-    norms[f'grad_norm/{name}'] = optax.global_norm(grads[name])
+    norms[f'grad_norm/{name}'] = optax.tree.norm(grads[name])
     updates, new_state[name] = transform.update(
       grads[name], opt_state[name], groups[name]
     )

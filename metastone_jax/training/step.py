@@ -145,7 +145,8 @@ def log_prob_pass(
 
   Args:
     params: any float dtype.
-    batch: tokens_BT, target_BT, position_BT, segment_BT, temperature_B.
+    batch: tokens_BT, position_BT, segment_BT; for log-probs also target_BT
+      and temperature_B.
     model_config: shapes.
     num_micro_batches: pieces the rows are cut into.
     sharder: mesh.
@@ -157,13 +158,9 @@ def log_prob_pass(
     log_prob_BT of the targets and entropy_BT in nats; step_logit_BT.
   """
   _check_rows(batch, num_micro_batches)
-  fields = (
-    'tokens_BT',
-    'target_BT',
-    'position_BT',
-    'segment_BT',
-    'temperature_B',
-  )
+  fields = ['tokens_BT', 'position_BT', 'segment_BT']
+  if with_log_prob:
+    fields += ['target_BT', 'temperature_B']
   model = ReflectiveModel.bind(model_config, params)
 
   def one(rows):
@@ -362,7 +359,10 @@ def gradient(
         with_log_prob=False,
       )['step_logit_BT']
     if step_logit_BT is None:  # 'bce' weighs every step, whatever its logit
-      step_logit_BT = jnp.zeros(batch['step_mask_BT'].shape, jnp.float32)
+      step_logit_BT = jnp.zeros(
+        batch['step_mask_BT'].shape,
+        jnp.promote_types(model_config.dtype, jnp.float32),
+      )
     weight_BT, counts = sprm.step_weights(
       step_logit_BT,
       batch['step_mask_BT'],

@@ -8,6 +8,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metastone_jax.model import abstract_params
+
+
+def random_params(config, seed=0):
+  """Every leaf random, so that no bias or norm is at its neutral start.
+
+  Drawn by numpy: compiling `init_params` takes longer than a whole test.
+  """
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    name = path[-1].key
+    x = rng.normal(size=leaf.shape)
+    if name.endswith('norm'):
+      x = 1 + 0.2 * x
+    elif name.endswith('bias'):
+      x = 0.3 * x
+    else:
+      x = x * config.width**-0.5
+    return x.astype(jnp.dtype(config.param_dtype))
+
+  return jax.tree_util.tree_map_with_path(draw, abstract_params(config))
+
 
 def layer_params(params):
   """One dict a layer, from the two stacks."""
@@ -71,7 +94,7 @@ def row_forward(params, config, token_T, position_T=None, segment_T=None):
   mask = np.tril(np.ones((T, T), bool)) & (
     segment_T[:, None] == segment_T[None, :]
   )
-  x = params['embedding'][token_T]
+  x = jnp.asarray(params['embedding'])[token_T]
   residuals = [x]
   for p in layer_params(params):
     y = _norm(x, p['attention_norm'], config.norm_eps)

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from metastone_jax.model import ModelConfig, ReflectiveModel, init_params
+from metastone_jax.model import ModelConfig, ReflectiveModel
 from metastone_jax.parallel import Sharder
+from tests.model import naive
 
 V, D, L, H, K, h, F = 37, 24, 3, 4, 2, 6, 40
 
@@ -75,9 +76,7 @@ def params_of(model, config):
     'final_norm': state['model.norm.weight'],
     'low': jax.tree.map(lambda *x: np.stack(x), *low),
     'high': jax.tree.map(lambda *x: np.stack(x), *high),
-    'score_head': jax.jit(init_params, static_argnums=0)(
-      config, jax.random.key(0)
-    )['score_head'],
+    'score_head': naive.random_params(config)['score_head'],
   }
   if not config.tied_embeddings:
     params['policy_kernel'] = state['lm_head.weight'].T

@@ -1,12 +1,12 @@
 """The model against a loop, against itself cut elsewhere, and recomputed."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from metastone_jax.model import (
   ModelConfig,
@@ -15,6 +15,7 @@ from metastone_jax.model import (
   init_params,
   param_axes,
 )
+from metastone_jax.model.layers import ScoreHead
 from metastone_jax.parallel import Sharder
 from tests.model import naive
 
@@ -28,17 +29,8 @@ CONFIG = ModelConfig(
   feed_forward=24,
 )
 B, T = 2, 9
-
-
-@functools.cache
-def _params(config):
-  """Every leaf random, so that no bias or norm is at its neutral start."""
-  params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
-  rng = np.random.default_rng(0)
-  return jax.tree.map(
-    lambda x: np.asarray(x) + 0.3 * rng.normal(size=x.shape).astype(x.dtype),
-    params,
-  )
+NAIVE = jax.jit(naive.forward, static_argnums=1)
+NAIVE_ROW = jax.jit(naive.row_forward, static_argnums=1)
 
 
 def _rows():
@@ -74,19 +66,19 @@ def test_forward_is_the_loop(options):
   )
   rows = _rows()
   with jax.enable_x64(True):
-    params = jax.tree.map(jnp.asarray, _params(config))
+    params = jax.tree.map(jnp.asarray, naive.random_params(config))
     logits, feature, score = _forward(config)(params, *rows)
-    want, residuals = naive.forward(params, config, *map(jnp.asarray, rows))
+    want, residuals = NAIVE(params, config, *rows)
     want_score = naive.score_head(params, residuals[-2])
   real = rows[2] != 0
-  for got, want in (
+  for got, oracle in (
     (logits, want),
     (feature, residuals[-2]),
     (score, want_score),
   ):
     assert got.dtype == jnp.float64
     np.testing.assert_allclose(
-      np.asarray(got)[real], np.asarray(want)[real], rtol=1e-9, atol=1e-11
+      np.asarray(got)[real], np.asarray(oracle)[real], rtol=1e-9, atol=1e-11
     )
 
 
@@ -94,7 +86,7 @@ def test_forward_is_the_loop(options):
 def test_the_split_moves_the_feature_and_nothing_else(feature_layer):
   """The same layers cut at f: equal logits, the feature entering block f."""
   config = dataclasses.replace(CONFIG, feature_layer=feature_layer)
-  params = dict(_params(CONFIG))
+  params = naive.random_params(CONFIG)
   stacks = jax.tree.map(
     lambda a, b: np.concatenate([a, b]), params['low'], params['high']
   )
@@ -102,7 +94,7 @@ def test_the_split_moves_the_feature_and_nothing_else(feature_layer):
   params['high'] = jax.tree.map(lambda x: x[feature_layer:], stacks)
   rows = _rows()
   logits, feature, _ = _forward(config)(params, *rows)
-  want, residuals = naive.forward(params, config, *map(jnp.asarray, rows))
+  want, residuals = NAIVE(params, config, *rows)
   real = rows[2] != 0
   np.testing.assert_allclose(logits[real], want[real], rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(
@@ -127,7 +119,7 @@ def _loss_and_grads(config):
 
 
 def test_recomputation_changes_nothing():
-  rows, params = _rows(), _params(CONFIG)
+  rows, params = _rows(), naive.random_params(CONFIG)
   value, grads = _loss_and_grads(CONFIG)(params, *rows)
   for remat in ('full', 'dots'):
     config = dataclasses.replace(CONFIG, remat=remat)
@@ -157,15 +149,15 @@ def test_full_recomputation_needs_less_memory():
 
 def test_bfloat16_is_close_to_float32():
   config = dataclasses.replace(CONFIG, dtype='bfloat16')
-  rows, params = _rows(), _params(CONFIG)
+  rows, params = _rows(), naive.random_params(CONFIG)
   logits, feature, score = _forward(config)(params, *rows)
   assert feature.dtype == jnp.bfloat16  # activations
   assert logits.dtype == score.dtype == jnp.float32  # what losses read
   want, _, want_score = _forward(CONFIG)(params, *rows)
   real = rows[2] != 0
-  for got, want in ((logits, want), (score, want_score)):
-    got, want = np.asarray(got)[real], np.asarray(want)[real]
-    error = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
+  for got, wide in ((logits, want), (score, want_score)):
+    got, wide = np.asarray(got)[real], np.asarray(wide)[real]
+    error = np.sqrt(np.mean((got - wide) ** 2) / np.mean(wide**2))
     assert error < 0.05, error
   _, grads = _loss_and_grads(config)(params, *rows)
   for leaf in jax.tree.leaves(grads):
@@ -206,12 +198,12 @@ def test_decoding_token_by_token_is_the_whole_sequence():
     return [model.logits(x) for x in hiddens], features
 
   with jax.enable_x64(True):
-    params = jax.tree.map(jnp.asarray, _params(config))
+    params = jax.tree.map(jnp.asarray, naive.random_params(config))
     logits, features = run(params)
     for p in range(P):
       for n in range(N):
         row = np.concatenate([prompt_PS[p, : length_P[p]], token_PNR[p, n]])
-        want, residuals = naive.row_forward(params, config, jnp.asarray(row))
+        want, residuals = NAIVE_ROW(params, config, row)
         for r in range(R + 1):
           at = length_P[p] - 1 + r
           m = 0 if r == 0 else n
@@ -237,8 +229,7 @@ def test_init_is_what_abstract_params_promises():
   made = jax.eval_shape(lambda k: init_params(config, k), jax.random.key(0))
   assert made == abstract_params(config)
   zero = dataclasses.replace(CONFIG, score_init='zero')
-  params = jax.jit(init_params, static_argnums=0)(zero, jax.random.key(3))
-  head = params['score_head']
+  head = nnx.to_pure_dict(nnx.state(ScoreHead(zero, rngs=nnx.Rngs(3))))
   assert not np.asarray(head['output_kernel']).any()
   assert not np.asarray(head['output_bias']).any()
   bound = CONFIG.width**-0.5

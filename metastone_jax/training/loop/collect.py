@@ -169,9 +169,9 @@ def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
 
   forced_BT = on_rows(drawn.forced_PNR, bool)
   policy_mask_BT = response_BT & ~forced_BT
-  std_P = shaped_B.reshape(P, N).std(axis=1)
+  zero_variance = policy.zero_variance_groups(shaped_B, group_B)
   if phase.drop_zero_variance:
-    policy_mask_BT &= np.repeat(std_P > 0, N)[:, None]
+    policy_mask_BT &= ~zero_variance.mask_B[:, None]
   rows |= {
     'temperature_B': np.full(
       B, setup.train_sampling.temperature or 1.0, np.float32
@@ -187,7 +187,7 @@ def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
   score_B = drawn.score_PN.reshape(B).astype(np.float64)
   metrics = {
     'reward/mean': float(reward_B.mean()),
-    'reward/zero_variance_groups': float((std_P == 0).mean()),
+    'reward/zero_variance_groups': float(zero_variance.fraction),
     'rollout/truncated': float(1 - finished_B.mean()),
     'rollout/unparsed': float(1 - scores.parsed_B.mean()),
     'rollout/response_length': float(length_B.mean()),

@@ -73,7 +73,12 @@ def check_same_recipe(recipe: Recipe, path: epath.Path) -> None:
   Raises:
     UserError: naming the first value that differs.
   """
-  old, new = json.loads(path.read_text()), config_dict(recipe)
+  try:
+    old, new = json.loads(path.read_text()), config_dict(recipe)
+  except ValueError as error:
+    raise UserError(
+      f'{path} is damaged ({error}); restore it, or give another --workdir'
+    ) from error
   if old == new:
     return
 

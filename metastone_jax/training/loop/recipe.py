@@ -160,7 +160,12 @@ class PhaseConfig:
         'sequences of an update (prompts_per_step / updates_per_rollout x '
         'samples_per_prompt + demonstrations_per_step)'
       )
-    _ = self.update_config  # refuses unknown losses and objective options
+    try:
+      _ = self.update_config  # refuses unknown losses and objective options
+    except UserError as error:
+      if str(error).startswith(where):
+        raise
+      raise UserError(f'{where}: {error}') from error
 
   @property
   def rollouts_per_step(self) -> int:
@@ -222,6 +227,8 @@ class EvaluationConfig:
   ks: tuple[int, ...] = (1, 2, 8, 32)
 
   def __post_init__(self):
+    if not self.ks:
+      raise UserError('evaluation.ks is empty: name the k to report')
     for k in self.ks:
       if k < 1:
         raise UserError(f'evaluation.ks: k must be at least 1, got {k}')
@@ -235,6 +242,13 @@ class EvaluationConfig:
       if getattr(self, name) < 1:
         raise UserError(
           f'evaluation.{name}={getattr(self, name)} must be at least 1'
+        )
+    for name in ('stage_samples', 'final_samples', 'small_samples'):
+      if getattr(self, name) < min(self.ks):
+        raise UserError(
+          f'evaluation.{name}={getattr(self, name)} is below every k of '
+          f'evaluation.ks={list(self.ks)}; draw more samples or report a '
+          'smaller k'
         )
 
 
@@ -251,8 +265,11 @@ class CheckpointConfig:
   max_to_keep: int = 2
 
   def __post_init__(self):
-    if self.every < 1:
-      raise UserError(f'checkpoint.every={self.every} must be at least 1')
+    for name in ('every', 'max_to_keep'):
+      if getattr(self, name) < 1:
+        raise UserError(
+          f'checkpoint.{name}={getattr(self, name)} must be at least 1'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,6 +305,10 @@ class Recipe:
   def __post_init__(self):
     if not self.phases:
       raise UserError('phases is empty: name at least one phase')
+    names = [phase.name for phase in self.phases]
+    if len(set(names)) < len(names):
+      # Evaluations are kept under the name of their phase.
+      raise UserError(f'phase_order={names} names a phase twice; copy it')
     if not 0 <= self.seed < 2**31:
       raise UserError(f'seed={self.seed} must be in 0..2^31-1')
     self._check_cold_head()
@@ -315,6 +336,10 @@ class Recipe:
     options.setdefault('vocab_size', vocab_size)
     if name is None:
       raise UserError('model.preset is missing: name a shape, such as tiny')
+    hints = typing.get_type_hints(ModelConfig)
+    for key, value in options.items():
+      if key in hints:
+        _convert(hints[key], value, f'model.{key}')
     config = preset(name, **options)
     if config.vocab_size < vocab_size:
       raise UserError(
@@ -326,6 +351,10 @@ class Recipe:
 
 def _build(cls, values: Mapping[str, Any], where: str, **given):
   """A dataclass from a mapping; unknown and missing keys named."""
+  if not isinstance(values, Mapping):
+    raise UserError(
+      f'config key {where.rstrip(".")}={values!r} must be a mapping'
+    )
   fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in given}
   unknown = sorted(set(values) - set(fields))
   if unknown:
@@ -351,17 +380,21 @@ def _build(cls, values: Mapping[str, Any], where: str, **given):
 def _convert(hint, value, where: str):
   if dataclasses.is_dataclass(hint):
     return _build(hint, value, where + '.')
-  origin = typing.get_origin(hint) or hint
-  if isinstance(origin, types.UnionType):
-    return value
+  origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
+  if origin is types.UnionType:  # X | None
+    return None if value is None else _convert(args[0], value, where)
   if origin is tuple:
-    if isinstance(value, str):
+    if not isinstance(value, list | tuple):
       raise UserError(f'config key {where}={value!r} must be a list')
-    return tuple(value)
+    return tuple(
+      _convert(args[0], item, f'{where}[{i}]') for i, item in enumerate(value)
+    )
   if origin is Mapping:
     if not isinstance(value, Mapping):
       raise UserError(f'config key {where}={value!r} must be a mapping')
-    return {k: _plain(v) for k, v in value.items()}
+    return {k: _convert(args[1], v, f'{where}.{k}') for k, v in value.items()}
+  if hint is Any:
+    return _plain(value)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if hint in (int, float, str, bool) and type(value) is not hint:
@@ -392,8 +425,12 @@ def parse_recipe(config: Mapping[str, Any]) -> Recipe:
   if hasattr(config, 'to_dict'):
     config = config.to_dict()
   config = dict(config)
-  phases = config.pop('phases', {})
-  order = config.pop('phase_order', tuple(phases))
+  phases = _convert(
+    Mapping[str, Mapping[str, Any]], config.pop('phases', {}), 'phases'
+  )
+  order = _convert(
+    tuple[str, ...], config.pop('phase_order', tuple(phases)), 'phase_order'
+  )
   for name in order:
     if name not in phases:
       raise UserError(

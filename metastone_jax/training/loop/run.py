@@ -61,6 +61,10 @@ class Run:
     self.sampler = self.setup.sampler(self.setup.train_sampling)
     self.demonstrations = self.setup.demonstrations()
     self.problems = self.setup.problems('train')
+    # Before anything is written: a start that is refused leaves no folder.
+    self._start_params = None
+    if recipe.start_from and not (workdir / 'config.json').exists():
+      self._start_params = self._load_start()
     widest = max(recipe.phases, key=lambda phase: phase.rollouts_per_step)
     evaluator = Evaluator(
       self.setup,
@@ -72,17 +76,17 @@ class Run:
       else None,
     )
     ends = np.cumsum([phase.steps for phase in recipe.phases])
-    self.manager = CheckpointManager(
-      workdir / 'checkpoints',
-      max_to_keep=recipe.checkpoint.max_to_keep,
-      keep_steps=[int(end) for end in ends],
-      config_path=workdir / 'config.json',
-    )
     self.writer = telemetry_lib.MetricWriter(
       workdir / 'metrics',
       sinks=recipe.sinks,
       config=folder.config_dict(recipe),
       primary=jax.process_index() == 0,
+    )
+    self.manager = CheckpointManager(
+      workdir / 'checkpoints',
+      max_to_keep=recipe.checkpoint.max_to_keep,
+      keep_steps=[int(end) for end in ends],
+      config_path=workdir / 'config.json',
     )
     self.stages = Stages(
       recipe, workdir, evaluator, self.writer, progress, stop
@@ -108,13 +112,15 @@ class Run:
       self.setup.sharder,
     )
     if self.recipe.start_from:
-      self.state['params'] = folder.load_params(
-        self.setup,
-        self.recipe.start_from,
-        None
-        if self.recipe.start_from_step < 0
-        else self.recipe.start_from_step,
-      )
+      self.state['params'] = self._start_params or self._load_start()
+      self._start_params = None
+
+  def _load_start(self):
+    """Parameters of `start_from`."""
+    step = self.recipe.start_from_step
+    return folder.load_params(
+      self.setup, self.recipe.start_from, None if step < 0 else step
+    )
 
   def resume(self, step: int | None, fallback: bool) -> None:
     """Continues from a checkpoint of this folder."""
@@ -421,6 +427,11 @@ def train(
   config_path = workdir / 'config.json'
   if config_path.exists():
     folder.check_same_recipe(recipe, config_path)
+  elif step is not None:
+    raise UserError(
+      f'--step={step}: there is nothing to resume in {workdir}; leave the flag '
+      'out to start'
+    )
   with (
     telemetry_lib.StopRequest() as stop,
     telemetry_lib.Progress(enabled=primary) as progress,
@@ -428,6 +439,7 @@ def train(
     progress.phase('set-up', 1)
     run = Run(recipe, workdir, progress, stop)
     try:
+      progress.update(1)
       progress.note(plan.describe(run.setup))
       workdir.mkdir(parents=True, exist_ok=True)
       write_json_atomic(config_path, folder.config_dict(recipe))

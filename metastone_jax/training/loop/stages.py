@@ -47,9 +47,11 @@ class Stages:
     self.summaries: dict[str, Any] = {}
     self.samples: dict[str, Any] = {}
 
-  def _evaluate(self, params, task: str, problems: int, samples: int):
+  def _evaluate(
+    self, params, task: str, problems: int, samples: int, may_stop: bool
+  ):
     def progress(done: int, total: int) -> None:
-      if self.stop.requested:
+      if may_stop and self.stop.requested:
         raise Interrupted(self.stop.signal_name)
       self.progress.status(f'held-out {task} {done}/{total}')
 
@@ -66,7 +68,13 @@ class Stages:
     options = self.recipe.evaluation
     task = self.evaluator.task_names()[0]
     samples = self._evaluate(
-      params, task, options.small_problems, options.small_samples
+      params,
+      task,
+      options.small_problems,
+      options.small_samples,
+      # The steps since the last checkpoint are not saved yet; the loop saves
+      # them, with this evaluation's row, right after it.
+      may_stop=False,
     )
     samples.save(self.workdir / 'evaluation' / f'step-{iteration}.npz')
     summary = evaluation.summarise(samples, options.ks, resamples=200)
@@ -93,6 +101,7 @@ class Stages:
           task,
           options.problems,
           options.final_samples if last and main else options.stage_samples,
+          may_stop=True,
         )
         samples.save(path)
       stage = f'after {phase.name}'

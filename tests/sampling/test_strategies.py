@@ -1,0 +1,157 @@
+"""Draws against brute force: the distribution, its filters, its noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metastone_jax.errors import UserError
+from metastone_jax.sampling import EFFORTS, SamplingConfig, strategies
+
+V = 8
+
+
+def _sorted_filter(logits, top_k, top_p):
+  """Probabilities after top-k, then top-p, by sorting."""
+  p = np.exp(logits - logits.max())
+  order = np.argsort(-p, kind='stable')
+  if top_k:
+    order = order[:top_k]
+  q = p[order] / p[order].sum()
+  if top_p < 1:
+    count = int(np.searchsorted(np.cumsum(q), top_p - 1e-12)) + 1
+    order, q = order[:count], q[:count]
+  out = np.zeros(len(p))
+  out[order] = q / q.sum()
+  return out
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_filters_are_the_sort_at_many_settings(dtype):
+  rng = np.random.default_rng(0)
+  logits = 3 * rng.normal(size=(50, 40))
+  with jax.enable_x64(dtype == 'float64'):
+    for top_k in (0, 1, 7, 40, 100):
+      for top_p in (0.01, 0.5, 0.95, 0.999, 1.0):
+        kept = strategies.filter_logits(
+          jnp.asarray(logits, dtype), top_k=top_k, top_p=top_p
+        )
+        want = np.stack(
+          [_sorted_filter(row, min(top_k, 40), top_p) for row in logits]
+        )
+        np.testing.assert_array_equal(
+          np.isfinite(kept), want > 0, err_msg=f'{top_k=} {top_p=}'
+        )
+
+
+def test_top_p_keeps_the_best_token_and_all_ties():
+  flat = jnp.zeros((1, 4))
+  np.testing.assert_array_equal(strategies.filter_logits(flat, top_p=0.3), flat)
+  peaked = jnp.array([[50.0, 0, 0, 0]])
+  assert np.isfinite(strategies.filter_logits(peaked, top_p=0.5)).sum() == 1
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    dict(temperature=1.0),
+    dict(temperature=0.6, top_k=5),
+    dict(temperature=0.8, top_p=0.8),
+    dict(temperature=1.0, top_k=6, top_p=0.7),
+  ],
+)
+def test_draws_follow_the_brute_force_distribution(options):
+  """Chi-square over 20,000 draws at two positions, below the 99.9 % point."""
+  logits_V = np.array([1.2, 0.3, -0.5, 2.0, 0.0, -1.0, 0.9, -3.0], np.float32)
+  problems, candidates = 100, 200
+  keys = strategies.row_keys(
+    np.int32(11),
+    np.arange(problems, dtype=np.int32),
+    np.arange(candidates, dtype=np.int32),
+  )
+  logits = jnp.broadcast_to(logits_V, (problems, candidates, V))
+  draw = jax.jit(
+    lambda position: strategies.draw_tokens(logits, keys, position, **options)
+  )
+  p_V = _sorted_filter(
+    logits_V / options['temperature'],
+    options.get('top_k', 0),
+    options.get('top_p', 1.0),
+  )
+  possible = p_V > 0
+  tokens = []
+  for position in (0, 5):
+    token, log_prob = draw(np.int32(position))
+    count = np.bincount(np.asarray(token).ravel(), minlength=V)
+    assert not count[~possible].any()
+    expected = p_V[possible] * token.size
+    chi2 = ((count[possible] - expected) ** 2 / expected).sum()
+    # 99.9 % points of chi-square, 1 to 7 degrees of freedom.
+    limit = [10.83, 13.82, 16.27, 18.47, 20.52, 22.46, 24.32]
+    assert chi2 < limit[possible.sum() - 2], chi2
+    # Reported: the tempered, UNFILTERED log-prob (what the trainer computes).
+    full = logits_V / options['temperature']
+    full = full - np.log(np.exp(full).sum())
+    np.testing.assert_allclose(log_prob, full[token], atol=1e-5)
+    tokens.append(np.asarray(token))
+  # Positions are independent: they agree as often as chance has it.
+  agree = (tokens[0] == tokens[1]).mean()
+  chance = (p_V**2).sum()
+  assert abs(agree - chance) < 5 * (chance / tokens[0].size) ** 0.5
+
+
+def test_greedy_needs_no_noise_and_reports_temperature_one():
+  logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, V)))
+  keys = strategies.row_keys(
+    np.int32(0), np.arange(2, dtype=np.int32), np.arange(3, dtype=np.int32)
+  )
+  token, log_prob = strategies.draw_tokens(logits, keys, 0, temperature=0.0)
+  np.testing.assert_array_equal(token, np.argmax(logits, -1))
+  np.testing.assert_allclose(
+    log_prob, jax.nn.log_softmax(logits).max(-1), rtol=1e-6
+  )
+
+
+def test_keys_are_a_function_of_seed_draw_and_candidate():
+  def data(seed, draws, candidates):
+    keys = strategies.row_keys(
+      np.int32(seed),
+      np.array(draws, np.int32),
+      np.array(candidates, np.int32),
+    )
+    return np.asarray(jax.random.key_data(keys))
+
+  whole = data(3, [5, 6, 9], [0, 1, 2, 3])
+  np.testing.assert_array_equal(data(3, [9], [2]), whole[2:, 2:3])
+  assert len(np.unique(whole.reshape(12, -1), axis=0)) == 12
+  assert (data(4, [9], [2]) != whole[2:, 2:3]).any()
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (dict(max_response_length=0), 'sampling.max_response_length must be'),
+    (dict(temperature=-0.1), 'sampling.temperature must be at least 0'),
+    (dict(top_k=-1), 'sampling.top_k must be at least 0'),
+    (dict(top_p=0.0), r'sampling.top_p must be in \(0, 1\]'),
+    (dict(top_p=1.5), r'sampling.top_p must be in \(0, 1\]'),
+    (dict(thinking_budget=0), 'sampling.thinking_budget must be'),
+    (dict(thinking_budget=8), 'sampling.thinking_budget must be'),
+  ],
+)
+def test_bad_options_are_named(options, message):
+  good = dict(
+    max_response_length=8,
+    eos_id=1,
+    pad_id=0,
+    step_ids=(4,),
+    think_start_id=2,
+    think_end_id=3,
+  )
+  SamplingConfig(**good)
+  with pytest.raises(UserError, match=message):
+    SamplingConfig(**(good | options))
+
+
+def test_efforts_are_the_papers():
+  assert EFFORTS == {'low': 2, 'medium': 8, 'high': 32}
