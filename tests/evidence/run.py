@@ -167,7 +167,7 @@ def stage_row(label: str, samples) -> str:
     (8, 'oracle'),
   ):
     cells.append(f'{100 * rows[k][column]["mean"]:.1f}' if k in rows else '-')
-  within = summary['auc_within']['mean']
+  within = summary['auc']['within']['mean']
   cells.append('-' if within is None else f'{within:.3f}')
   return f'| {label} | ' + ' | '.join(cells) + ' |'
 
