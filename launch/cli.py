@@ -47,7 +47,10 @@ def _parse(argv: list[str]) -> list[str]:
     # A file that is not there is reported at the first look at its contents.
     getattr(config, 'items', None)
   except flags.Error as error:
-    fail(f'{error}; --help lists the flags')
+    # ml_collections puts the whole traceback of a config file in there.
+    text, traced, trace = str(error).strip().partition('Traceback')
+    text += trace.splitlines()[-1] if traced else ''
+    fail(f'{text}; --help lists the flags')
   except (AttributeError, KeyError, ValueError, TypeError) as error:
     # ml_collections refuses an unknown key or a value of another type.
     text = str(error.args[0] if error.args else error)

@@ -10,27 +10,25 @@ import pytest
 
 from metastone_jax import sprm
 from metastone_jax.errors import UserError
-from metastone_jax.model import ModelConfig, ReflectiveModel, init_params
+from metastone_jax.model import ModelConfig, param_axes
 from metastone_jax.parallel import Sharder, make_mesh
-from metastone_jax.sampling import (
-  SamplingConfig,
-  best_of_k,
-  sample,
-  strategies,
-)
-from metastone_jax.sampling.strategies import filter_logits
+from metastone_jax.sampling import SamplingConfig, best_of_k, sample
 from metastone_jax.training.step import log_prob_pass
+from tests.model import naive
 
 V, S, R = 12, 5, 14
-PAD, EOS, THINK, UNTHINK, MARK = 0, 1, 2, 3, 4
+PAD, EOS, THINK, UNTHINK, MARKS = 0, 1, 2, 3, (4, 5, 6)
 CONFIG = SamplingConfig(
   max_response_length=R,
   eos_id=EOS,
   pad_id=PAD,
-  step_ids=(MARK,),
+  step_ids=MARKS,
   think_start_id=THINK,
   think_end_id=UNTHINK,
 )
+
+
+ALONE = Sharder()
 
 
 def model_config(dtype='float32') -> ModelConfig:
@@ -57,20 +55,36 @@ def prompts(count: int):
   return prompt, length
 
 
-def draw(config, params, prompt, length, draws, k, mconfig, sharder=None):
-  program = jax.jit(
+@functools.cache
+def _program(config, mconfig, sharder):
+  return jax.jit(
     functools.partial(
-      sample, model_config=mconfig, config=config, sharder=sharder or Sharder()
+      sample, model_config=mconfig, config=config, sharder=sharder
     )
   )
+
+
+def draw(config, params, prompt, length, draws, k, mconfig, sharder=ALONE):
   return jax.device_get(
-    program(
+    _program(config, mconfig, sharder)(
       params,
       prompt,
       length,
       np.int32(7),
       np.asarray(draws, np.int32),
       np.arange(k, dtype=np.int32),
+    )
+  )
+
+
+@functools.cache
+def _log_prob_program(mconfig):
+  return jax.jit(
+    functools.partial(
+      log_prob_pass,
+      model_config=mconfig,
+      num_micro_batches=1,
+      sharder=Sharder(),
     )
   )
 
@@ -89,21 +103,15 @@ def reread(params, prompt, length, token_NR, mconfig, temperature=1.0):
     'segment_BT': (np.arange(T) < length + R)[None].repeat(N, 0).astype('i4'),
     'temperature_B': np.full(N, temperature, np.float32),
   }
-  out = log_prob_pass(
-    params,
-    batch,
-    model_config=mconfig,
-    num_micro_batches=1,
-    sharder=Sharder(),
-  )
+  out = _log_prob_program(mconfig)(params, batch)
   window = slice(length - 1, length - 1 + R)
   return rows, {k: np.asarray(v)[:, window] for k, v in out.items()}
 
 
-@pytest.mark.parametrize('temperature', [1.0, 0.7])
-def test_scores_and_log_probs_equal_a_reread(temperature):
+def test_scores_and_log_probs_equal_a_reread():
+  temperature = 0.7
   mconfig = model_config()
-  params = init_params(mconfig, jax.random.key(1))
+  params = naive.random_params(mconfig, 1)
   prompt, length = prompts(6)
   config = dataclasses.replace(CONFIG, temperature=temperature)
   drawn = draw(config, params, prompt, length, range(6), 8, mconfig)
@@ -126,7 +134,7 @@ def test_scores_and_log_probs_equal_a_reread(temperature):
     )
     mask = sprm.step_feature_mask(
       rows,
-      step_ids=(MARK,),
+      step_ids=MARKS,
       think_start_id=THINK,
       think_end_id=UNTHINK,
       side='train',
@@ -145,9 +153,9 @@ def test_scores_and_log_probs_equal_a_reread(temperature):
 def test_tokens_do_not_depend_on_the_batch():
   with jax.enable_x64(True):
     mconfig = model_config('float64')
-    params = init_params(mconfig, jax.random.key(1))
-    prompt, length = prompts(5)
-    whole = draw(CONFIG, params, prompt, length, range(5), 8, mconfig)
+    params = naive.random_params(mconfig, 1)
+    prompt, length = prompts(8)
+    whole = draw(CONFIG, params, prompt, length, range(8), 8, mconfig)
     for p in (0, 3):
       alone = draw(
         CONFIG,
@@ -167,48 +175,57 @@ def test_tokens_do_not_depend_on_the_batch():
 def test_eight_devices_draw_the_same_tokens():
   with jax.enable_x64(True):
     mconfig = model_config('float64')
-    params = init_params(mconfig, jax.random.key(1))
+    params = naive.random_params(mconfig, 1)
     prompt, length = prompts(8)
-    one = draw(CONFIG, params, prompt, length, range(8), 4, mconfig)
-    mesh = Sharder(make_mesh({'fsdp': 4, 'tensor': 2}))
-    many = draw(CONFIG, params, prompt, length, range(8), 4, mconfig, mesh)
+    one = draw(CONFIG, params, prompt, length, range(8), 8, mconfig)
+    sharder = Sharder(make_mesh({'fsdp': 4, 'tensor': 2}))
+    sharded = jax.device_put(
+      params, sharder.tree_shardings(params, param_axes(mconfig))
+    )
+    kernel = sharded['low']['gate_kernel']  # (layers, D, F)
+    assert kernel.addressable_shards[0].data.shape == (2, 4, 12)
+    rows = sharder.put_batch({'prompt': prompt, 'length': length})
+    many = draw(
+      CONFIG,
+      sharded,
+      rows['prompt'],
+      rows['length'],
+      range(8),
+      8,
+      mconfig,
+      sharder,
+    )
     np.testing.assert_array_equal(one.token_PNR, many.token_PNR)
+    np.testing.assert_allclose(one.score_PN, many.score_PN, rtol=1e-10)
 
 
 def test_greedy_equals_a_full_forward_each_token():
   with jax.enable_x64(True):
     mconfig = model_config('float64')
-    params = init_params(mconfig, jax.random.key(2))
+    params = naive.random_params(mconfig, 2)
     prompt, length = prompts(3)
     config = dataclasses.replace(CONFIG, temperature=0.0)
     drawn = draw(config, params, prompt, length, range(3), 1, mconfig)
     T = S + R
 
     @jax.jit
-    def next_token(row_T, count):
-      model = ReflectiveModel.bind(mconfig, params)
-      place = jnp.arange(T, dtype=jnp.int32)
-      hidden, _, _ = model(
-        row_T[None],
-        place[None],
-        (place < count).astype(jnp.int32)[None],
-        sharder=Sharder(),
-      )
-      return jnp.argmax(model.logits(hidden[0, count - 1]))
+    def next_token(params, row_T, count):
+      logits, _ = naive.row_forward(params, mconfig, row_T)
+      return jnp.argmax(logits[count - 1])
 
     for p in range(3):
       row = np.full(T, PAD, np.int32)
       count = int(length[p])
       row[:count] = prompt[p, :count]
       for r in range(int(drawn.length_PN[p, 0])):
-        row[count] = next_token(row, count)
+        row[count] = next_token(params, row, count)
         assert row[count] == drawn.token_PNR[p, 0, r]
         count += 1
 
 
 def test_first_tokens_follow_the_softmax():
   mconfig = model_config()
-  params = init_params(mconfig, jax.random.key(3))
+  params = naive.random_params(mconfig, 3)
   prompt, length = prompts(1)
   count = 4000
   config = dataclasses.replace(CONFIG, max_response_length=1)
@@ -225,38 +242,6 @@ def test_first_tokens_follow_the_softmax():
   seen_V = np.bincount(drawn.token_PNR[0, :, 0], minlength=V)
   chi2 = np.sum((seen_V - count * p_V) ** 2 / (count * p_V))
   assert chi2 < 31.3  # 99.9 % of chi-square with 11 degrees of freedom
-
-
-@pytest.mark.parametrize(('top_k', 'top_p'), [(3, 1.0), (0, 0.7), (5, 0.5)])
-def test_filters_equal_a_sort(top_k, top_p):
-  logits = np.random.default_rng(0).normal(size=(20, 30)) * 2
-  kept = np.isfinite(
-    filter_logits(jnp.asarray(logits, jnp.float32), top_k=top_k, top_p=top_p)
-  )
-  for row, mask in zip(logits, kept, strict=True):
-    order = np.argsort(-row)
-    if top_k:
-      order = order[:top_k]
-    p = np.exp(row[order]) / np.exp(row[order]).sum()
-    if top_p < 1:
-      order = order[: int(np.searchsorted(np.cumsum(p), top_p)) + 1]
-    assert set(order) == set(np.flatnonzero(mask))
-
-
-def test_thinking_budget_forces_the_end_of_thinking():
-  mconfig = model_config()
-  params = init_params(mconfig, jax.random.key(1))
-  prompt, length = prompts(4)
-  config = dataclasses.replace(CONFIG, thinking_budget=3)
-  drawn = draw(config, params, prompt, length, range(4), 8, mconfig)
-  tokens = drawn.token_PNR.reshape(-1, R)
-  forced = drawn.forced_PNR.reshape(-1, R)
-  assert forced.any()
-  assert not forced[:, [0, 1, 2, *range(4, R)]].any()
-  assert (tokens[forced[:, 3], 3] == UNTHINK).all()
-  for row in tokens:
-    head = row[:4]
-    assert UNTHINK in head or EOS in head
 
 
 def run_best(form, params, prompt, length, k, mconfig, **options):
@@ -279,7 +264,7 @@ def run_best(form, params, prompt, length, k, mconfig, **options):
 
 def test_complete_takes_the_best_finished_candidate():
   mconfig = model_config()
-  params = init_params(mconfig, jax.random.key(1))
+  params = naive.random_params(mconfig, 1)
   prompt, length = prompts(6)
   best = run_best('complete', params, prompt, length, 8, mconfig)
   for p in range(6):
@@ -293,52 +278,6 @@ def test_complete_takes_the_best_finished_candidate():
     )
 
 
-def test_trace_answers_once_from_the_best_trace():
-  mconfig = model_config()
-  params = init_params(mconfig, jax.random.key(1))
-  prompt, length = prompts(6)
-  A = 6
-  best = run_best('trace', params, prompt, length, 8, mconfig, answer_length=A)
-  answered = 0
-  for p in range(6):
-    candidates, winner = best.candidates, best.best_P[p]
-    natural = candidates.finished_PN[p] & ~candidates.forced_PNR[p].any(-1)
-    score = candidates.score_PN[p].astype(float)
-    if natural.any():
-      score[~natural] = -1
-    assert winner == np.argmax(score)
-    thought = int(candidates.length_PN[p, winner])
-    row = best.answer_PA[p]
-    total = int(best.answer_length_P[p])
-    np.testing.assert_array_equal(
-      row[:thought], candidates.token_PNR[p, winner, :thought]
-    )
-    assert row[thought - 1] == UNTHINK
-    assert thought < total <= thought + A
-    assert (row[total:] == PAD).all()
-    assert best.answer_finished_P[p] == (row[total - 1] == EOS)
-    answered += 1
-    # The answer continues the trace: re-drawing its first token from a full
-    # re-read with the same noise gives the same token.
-
-    joined = np.concatenate([prompt[p, : length[p]], row[:thought]])[None]
-    model = ReflectiveModel.bind(mconfig, params)
-    hidden, _, _ = model(
-      joined.astype(np.int32),
-      np.arange(joined.shape[1], dtype=np.int32)[None],
-      np.ones_like(joined, dtype=np.int32),
-      sharder=Sharder(),
-    )
-    keys = strategies.row_keys(
-      np.int32(7), np.asarray([p], np.int32), np.asarray([winner], np.int32)
-    )
-    token, _ = strategies.draw_tokens(
-      model.logits(hidden[:, -1:]), keys, R, temperature=1.0
-    )
-    assert int(token[0, 0]) == row[thought]
-  assert answered == 6
-
-
 @pytest.mark.parametrize(
   ('form', 'k', 'options', 'word'),
   [
@@ -349,7 +288,7 @@ def test_trace_answers_once_from_the_best_trace():
 )
 def test_bad_requests_are_named(form, k, options, word):
   mconfig = model_config()
-  params = init_params(mconfig, jax.random.key(1))
+  params = naive.random_params(mconfig, 1)
   prompt, length = prompts(1)
   with pytest.raises(UserError, match=word):
     run_best(form, params, prompt, length, k, mconfig, **options)

@@ -1,5 +1,6 @@
 """What the decode loop writes, against the naive model in float64."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,13 +9,13 @@ import numpy as np
 import pytest
 
 from metastone_jax import sprm
-from metastone_jax.model import ReflectiveModel
 from metastone_jax.parallel import Sharder
-from metastone_jax.sampling import best_of_k, rollout, strategies
+from metastone_jax.sampling import best_of_k, select_best
 from tests.model import naive
 from tests.sampling import tiny
 from tests.sampling.tiny import (
   EOS,
+  MARK,
   NEVER,
   PAD,
   SEED,
@@ -24,7 +25,7 @@ from tests.sampling.tiny import (
   log_softmax,
 )
 
-P, N = 4, 8
+P, N, A = 4, 8, 6
 
 
 @pytest.fixture
@@ -34,11 +35,22 @@ def params():
     yield naive.random_params(tiny.model_config(), seed=1)
 
 
+def _free(params):
+  """Draws without a budget: prompts, and the loop's final state."""
+  config = tiny.sampling_config(temperature=0.8)
+  prompt, length = tiny.prompts(P)
+  return (
+    prompt,
+    length,
+    tiny.loop(config, EOS, N, params, prompt, length),
+  )
+
+
 def test_a_trace_without_marks_is_scored_at_its_last_thinking_position(params):
   """Closed, ended without </think>, and cut: SPEC 6's fallback for each."""
+  prompt, length, state = _free(params)
   config = tiny.sampling_config(step_ids=(NEVER,))
-  prompt, length = tiny.prompts(P)
-  drawn = tiny.draw(config, params, prompt, length, N)
+  drawn = tiny.finish(state, prompt, length, config)
   assert not drawn.step_mask_PNR.any()
   _, z = tiny.reread(params, prompt, length, drawn.token_PNR)
   kinds = set()
@@ -72,104 +84,93 @@ def test_a_trace_without_marks_is_scored_at_its_last_thinking_position(params):
     fallback_logit_B=fallback_B,
   )
   np.testing.assert_allclose(drawn.score_PN.reshape(-1), score_B, rtol=1e-9)
-
-
-def test_the_released_mode_scores_a_trace_without_marks_zero(params):
-  config = tiny.sampling_config(step_ids=(NEVER,), released_selection=True)
-  prompt, length = tiny.prompts(2)
-  drawn = tiny.draw(config, params, prompt, length, 2)
+  # The released code gives such a trace 0.
+  released = dataclasses.replace(config, released_selection=True)
+  drawn = tiny.finish(state, prompt, length, released)
   np.testing.assert_array_equal(drawn.score_PN, 0)
+
+
+@pytest.mark.parametrize('aggregator', sprm.AGGREGATORS)
+def test_scores_are_those_of_the_reread_marks(params, aggregator):
+  prompt, length, state = _free(params)
+  config = tiny.sampling_config(aggregator=aggregator)
+  drawn = tiny.finish(state, prompt, length, config)
+  _, z = tiny.reread(params, prompt, length, drawn.token_PNR)
+  rows = tiny.join(prompt, length, drawn.token_PNR)
+  mask = sprm.step_feature_mask(
+    rows, step_ids=(MARK,), think_start_id=THINK, think_end_id=UNTHINK
+  )
+  assert drawn.step_mask_PNR.sum() == mask.sum() > 10
+  for p in range(P):
+    inside = mask[p, :, length[p] - 1 : length[p] - 1 + R]
+    np.testing.assert_array_equal(drawn.step_mask_PNR[p], inside)
+    marked = inside.any(-1)
+    want = sprm.trace_score(z[p, :, :R], inside, aggregator=aggregator)
+    np.testing.assert_allclose(
+      drawn.score_PN[p][marked], want[marked], rtol=1e-9
+    )
+
+
+def _with_budget(params, opened=True):
+  config = tiny.sampling_config(thinking_budget=3, temperature=0.7)
+  prompt, length = tiny.prompts(P, opened)
+  return (
+    prompt,
+    length,
+    tiny.loop(config, UNTHINK, N, params, prompt, length),
+  )
+
+
+def test_the_loop_stops_when_every_candidate_has_ended(params):
+  """With a thinking budget of 3, all traces end by turn 4 of R."""
+  _, _, state = _with_budget(params)
+  assert state.done_PN.all()
+  assert state.slot == state.own_valid_PNR.sum(-1).max() == 4 < R
+  assert (state.token_PNR[..., 4:] == PAD).all()
+  _, _, state = _free(params)
+  assert state.slot == R
+  assert (state.done_PN | state.own_valid_PNR.all(-1)).all()
+  assert not state.done_PN.all()
 
 
 def test_a_forced_token_has_its_own_log_prob(params):
   """Budget and temperature: log-probs are those of the re-read tokens."""
-  config = tiny.sampling_config(thinking_budget=3, temperature=0.7)
-  prompt, length = tiny.prompts(P)
-  drawn = tiny.draw(config, params, prompt, length, N)
-  assert drawn.forced_PNR.any()
-  logits, _ = tiny.reread(params, prompt, length, drawn.token_PNR)
+  prompt, length, state = _with_budget(params)
+  assert state.forced_PNR.any()
+  logits, _ = tiny.reread(params, prompt, length, state.token_PNR)
   log_p = log_softmax(logits[:, :, :R] / 0.7)
-  want = np.take_along_axis(log_p, drawn.token_PNR[..., None], -1)[..., 0]
-  written = np.arange(R) < drawn.length_PN[..., None]
+  want = np.take_along_axis(log_p, state.token_PNR[..., None], -1)[..., 0]
   np.testing.assert_allclose(
-    drawn.log_prob_PNR, np.where(written, want, 0), rtol=1e-9, atol=1e-12
+    state.log_prob_PNR,
+    np.where(state.own_valid_PNR, want, 0),
+    rtol=1e-9,
+    atol=1e-12,
   )
 
 
 def test_the_budget_counts_thinking_that_the_model_opens_itself(params):
   """A prompt without <think>: the budget starts at the drawn <think>."""
-  budget = 2
-  config = tiny.sampling_config(thinking_budget=budget)
-  prompt, length = tiny.prompts(P, opened=False)
-  drawn = tiny.draw(config, params, prompt, length, 16)
+  _, _, state = _with_budget(params, opened=False)
   seen = 0
   for p in range(P):
-    for n in range(16):
+    for n in range(N):
       thinking, spent = False, 0
-      for r in range(drawn.length_PN[p, n]):
-        token = drawn.token_PNR[p, n, r]
-        if thinking and spent == budget:
+      for r in range(state.own_valid_PNR[p, n].sum()):
+        token = state.token_PNR[p, n, r]
+        if thinking and spent == 3:
           assert token == UNTHINK
-          seen += drawn.forced_PNR[p, n, r]
+          seen += state.forced_PNR[p, n, r]
         else:
-          assert not drawn.forced_PNR[p, n, r]
+          assert not state.forced_PNR[p, n, r]
         if token == UNTHINK:
           thinking = False
         spent += thinking
         thinking |= token == THINK
-        # Draws may not end inside: the end token ends the row anyway.
   assert seen
 
 
-def _loop(params, config, stop_id, k=N):
-  """The final state of the decode loop itself."""
-  mconfig = tiny.model_config()
-  prompt, length = tiny.prompts(P)
-
-  @jax.jit
-  def run(params):
-    model = ReflectiveModel.bind(mconfig, params)
-    state = rollout.start(
-      model,
-      prompt,
-      length,
-      num_candidates=k,
-      config=config,
-      sharder=Sharder(),
-    )
-    keys = strategies.row_keys(
-      np.int32(SEED),
-      np.arange(P, dtype=np.int32),
-      np.arange(k, dtype=np.int32),
-    )
-    return rollout.decode_loop(
-      model,
-      state,
-      keys,
-      rollout.prompt_valid(prompt, length),
-      config=config,
-      stop_id=stop_id,
-      sharder=Sharder(),
-    )
-
-  return jax.device_get(run(params))
-
-
-def test_the_loop_stops_when_every_candidate_has_ended(params):
-  """With a thinking budget of 3, all traces end by turn 4 of R."""
-  state = _loop(params, tiny.sampling_config(thinking_budget=3), UNTHINK)
-  assert state.done_PN.all()
-  longest = state.own_valid_PNR.sum(-1).max()
-  assert state.slot == longest == 4 < R
-  assert (state.token_PNR[..., 4:] == PAD).all()
-  # Without anything that ends them, all R slots are used.
-  state = _loop(params, tiny.sampling_config(), NEVER)
-  assert state.slot == R and not state.done_PN.any()
-  assert state.own_valid_PNR.all()
-
-
 @functools.cache
-def _noise(position_count):
+def _noise():
   """Gumbel noise of (problem, candidate, position), as documented: fold_in."""
 
   def one(p, n, r):
@@ -178,26 +179,23 @@ def _noise(position_count):
       key = jax.random.fold_in(key, data)
     return jax.random.gumbel(key, (tiny.V,), jnp.float64)
 
-  p, n, r = np.indices((P, N, position_count)).reshape(3, -1).astype(np.int32)
+  p, n, r = np.indices((P, N, R + A)).reshape(3, -1).astype(np.int32)
   noise = jax.jit(jax.vmap(one))(p, n, r)
-  return np.asarray(noise).reshape(P, N, position_count, -1)
+  return np.asarray(noise).reshape(P, N, R + A, -1)
 
 
 def test_every_token_is_the_argmax_of_the_perturbed_logits(params):
   """The whole draw again from the naive model and the documented noise."""
-  config = tiny.sampling_config(temperature=0.8)
-  prompt, length = tiny.prompts(P)
-  drawn = tiny.draw(config, params, prompt, length, N)
-  logits, _ = tiny.reread(params, prompt, length, drawn.token_PNR)
-  want = (logits[:, :, :R] / 0.8 + _noise(R)).argmax(-1)
-  written = np.arange(R) < drawn.length_PN[..., None]
-  np.testing.assert_array_equal(drawn.token_PNR, np.where(written, want, PAD))
-  assert (drawn.length_PN < R).any()
+  prompt, length, state = _free(params)
+  logits, _ = tiny.reread(params, prompt, length, state.token_PNR)
+  want = (logits[:, :, :R] / 0.8 + _noise()[:, :, :R]).argmax(-1)
+  np.testing.assert_array_equal(
+    state.token_PNR, np.where(state.own_valid_PNR, want, PAD)
+  )
 
 
 def test_every_answer_token_continues_the_winning_trace(params):
   """Form 'trace': the answer goes on from the winner's cache, slot R on."""
-  A = 6
   config = tiny.sampling_config(temperature=0.8)
   prompt, length = tiny.prompts(P)
   best = jax.device_get(
@@ -214,10 +212,15 @@ def test_every_answer_token_continues_the_winning_trace(params):
     )(params, prompt, length, np.int32(SEED), np.arange(P, dtype=np.int32))
   )
   traces = best.candidates
+  natural = traces.finished_PN & ~traces.forced_PNR.any(-1)
+  assert natural.any() and not natural.all()
+  np.testing.assert_array_equal(
+    best.best_P, select_best(traces.score_PN, natural)
+  )
   thought = traces.length_PN[np.arange(P), best.best_P]
   assert (thought < R).any()  # somewhere there is a gap to close
   logits, z = tiny.reread(params, prompt, length, best.answer_PA[:, None])
-  noise = _noise(R + A)
+  noise = _noise()
   for p in range(P):
     winner, total = best.best_P[p], best.answer_length_P[p]
     row = best.answer_PA[p]
@@ -242,8 +245,6 @@ def test_a_trace_without_its_own_end_wins_only_where_there_is_no_other():
   """score, finished -> winner; the released mode looks at the score alone."""
   score = np.array([[0.1, 0.9, 0.5], [0.2, 0.8, 0.3], [0.7, 0.7, 0.1]])
   finished = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1]], bool)
-  from metastone_jax.sampling import select_best
-
   np.testing.assert_array_equal(select_best(score, finished), [2, 1, 0])
   np.testing.assert_array_equal(
     select_best(score, finished, released=True), [1, 1, 0]

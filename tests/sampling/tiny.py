@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metastone_jax.model import ModelConfig
+from metastone_jax.model import ModelConfig, ReflectiveModel
 from metastone_jax.parallel import Sharder
-from metastone_jax.sampling import SamplingConfig, sample
+from metastone_jax.sampling import SamplingConfig, rollout, strategies
 from tests.model import naive
 
 V, S, R = 12, 5, 10
@@ -57,25 +57,44 @@ def prompts(count: int, opened: bool = True):
 
 
 @functools.cache
-def program(config: SamplingConfig, mconfig: ModelConfig):
-  """The jitted draw, shared by the tests of one process."""
-  return jax.jit(
-    functools.partial(
-      sample, model_config=mconfig, config=config, sharder=Sharder()
+def _loop(config, stop_id, k):
+  mconfig = model_config()
+
+  def run(params, prompt, length, draw_P):
+    model = ReflectiveModel.bind(mconfig, params)
+    state = rollout.start(
+      model,
+      prompt,
+      length,
+      num_candidates=k,
+      config=config,
+      sharder=Sharder(),
     )
+    return rollout.decode_loop(
+      model,
+      state,
+      strategies.row_keys(np.int32(SEED), draw_P, np.arange(k, dtype=np.int32)),
+      rollout.prompt_valid(prompt, length),
+      config=config,
+      stop_id=stop_id,
+      sharder=Sharder(),
+    )
+
+  return jax.jit(run)
+
+
+def loop(config, stop_id, k, params, prompt, length):
+  """The final state of the decode loop; programs are shared in a process."""
+  draw_P = np.arange(len(prompt), dtype=np.int32)
+  return jax.device_get(
+    _loop(config, stop_id, k)(params, prompt, length, draw_P)
   )
 
 
-def draw(config, params, prompt, length, k, mconfig=None):
-  mconfig = mconfig or model_config()
+def finish(state, prompt, length, config):
   return jax.device_get(
-    program(config, mconfig)(
-      params,
-      prompt,
-      length,
-      np.int32(SEED),
-      np.arange(len(prompt), dtype=np.int32),
-      np.arange(k, dtype=np.int32),
+    jax.jit(functools.partial(rollout.finish, config=config))(
+      state, prompt, length
     )
   )
 

@@ -90,6 +90,10 @@ def check_same_recipe(recipe: Recipe, path: epath.Path) -> None:
       for i, (x, y) in enumerate(zip(a, b, strict=True)):
         yield from differing(x, y, f'{where}[{i}]')
     elif a != b:
+      if isinstance(a, list) and isinstance(b, list):  # phases by their names
+        a, b = (
+          [x['name'] if isinstance(x, dict) else x for x in xs] for xs in (a, b)
+        )
       yield f'{where.lstrip(".")}: {a!r} there, {b!r} here'
 
   raise UserError(

@@ -7,7 +7,6 @@ backward pass), demonstrations_per_step (supervised rows of one update).
 """
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from metastone_jax import policy
 from metastone_jax.errors import UserError
 from metastone_jax.model import ModelConfig, preset
+from metastone_jax.training.loop.convert import build, convert
 from metastone_jax.training.optimiser import OptimiserConfig
 from metastone_jax.training.step import UpdateConfig
 
@@ -311,7 +311,30 @@ class Recipe:
       raise UserError(f'phase_order={names} names a phase twice; copy it')
     if not 0 <= self.seed < 2**31:
       raise UserError(f'seed={self.seed} must be in 0..2^31-1')
+    self._check_lengths()
     self._check_cold_head()
+
+  def _check_lengths(self):
+    """Refuses now what the first rollout would refuse after a warm-up."""
+    longest = self.data.max_response_length
+    for phase in self.phases:
+      where = f'phases.{phase.name}'
+      if not 0 <= phase.overlong_buffer <= longest:
+        raise UserError(
+          f'{where}.overlong_buffer={phase.overlong_buffer} must be between 0 '
+          f'(off) and data.max_response_length={longest} tokens'
+        )
+      objective = phase.objective_config
+      if (
+        phase.policy_coefficient
+        and objective.aggregation == 'sequence_sum_fixed'
+        and objective.fixed_length is None
+      ):
+        raise UserError(
+          f'{where}.objective_options: {phase.objective} sums over sequences '
+          'and needs fixed_length, in tokens; usual is '
+          f'fixed_length={longest}, the longest response'
+        )
 
   def _check_cold_head(self):
     """Refuses SPR on a head that is zero: no logit would ever be kept."""
@@ -339,7 +362,7 @@ class Recipe:
     hints = typing.get_type_hints(ModelConfig)
     for key, value in options.items():
       if key in hints:
-        _convert(hints[key], value, f'model.{key}')
+        convert(hints[key], value, f'model.{key}')
     config = preset(name, **options)
     if config.vocab_size < vocab_size:
       raise UserError(
@@ -347,69 +370,6 @@ class Recipe:
         f'{vocab_size} tokens of the tokenizer'
       )
     return config
-
-
-def _build(cls, values: Mapping[str, Any], where: str, **given):
-  """A dataclass from a mapping; unknown and missing keys named."""
-  if not isinstance(values, Mapping):
-    raise UserError(
-      f'config key {where.rstrip(".")}={values!r} must be a mapping'
-    )
-  fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in given}
-  unknown = sorted(set(values) - set(fields))
-  if unknown:
-    raise UserError(
-      f'config key {where}{unknown[0]} is unknown; known: {", ".join(fields)}'
-    )
-  hints = typing.get_type_hints(cls)
-  converted = {}
-  for name, value in values.items():
-    converted[name] = _convert(hints[name], value, f'{where}{name}')
-  missing = [
-    f.name
-    for f in fields.values()
-    if f.name not in converted
-    and f.default is dataclasses.MISSING
-    and f.default_factory is dataclasses.MISSING
-  ]
-  if missing:
-    raise UserError(f'config key {where}{missing[0]} is missing')
-  return cls(**converted, **given)
-
-
-def _convert(hint, value, where: str):
-  if dataclasses.is_dataclass(hint):
-    return _build(hint, value, where + '.')
-  origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
-  if origin is types.UnionType:  # X | None
-    return None if value is None else _convert(args[0], value, where)
-  if origin is tuple:
-    if not isinstance(value, list | tuple):
-      raise UserError(f'config key {where}={value!r} must be a list')
-    return tuple(
-      _convert(args[0], item, f'{where}[{i}]') for i, item in enumerate(value)
-    )
-  if origin is Mapping:
-    if not isinstance(value, Mapping):
-      raise UserError(f'config key {where}={value!r} must be a mapping')
-    return {k: _convert(args[1], v, f'{where}.{k}') for k, v in value.items()}
-  if hint is Any:
-    return _plain(value)
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if hint in (int, float, str, bool) and type(value) is not hint:
-    raise UserError(
-      f'config key {where}={value!r} must be of type {hint.__name__}'
-    )
-  return value
-
-
-def _plain(value):
-  return (
-    {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, Mapping)
-    else value
-  )
 
 
 def parse_recipe(config: Mapping[str, Any]) -> Recipe:
@@ -425,10 +385,10 @@ def parse_recipe(config: Mapping[str, Any]) -> Recipe:
   if hasattr(config, 'to_dict'):
     config = config.to_dict()
   config = dict(config)
-  phases = _convert(
+  phases = convert(
     Mapping[str, Mapping[str, Any]], config.pop('phases', {}), 'phases'
   )
-  order = _convert(
+  order = convert(
     tuple[str, ...], config.pop('phase_order', tuple(phases)), 'phase_order'
   )
   for name in order:
@@ -437,7 +397,7 @@ def parse_recipe(config: Mapping[str, Any]) -> Recipe:
         f'phase_order names {name!r}; phases has {", ".join(phases)}'
       )
   built = tuple(
-    _build(PhaseConfig, phases[name], f'phases.{name}.', name=name)
+    build(PhaseConfig, phases[name], f'phases.{name}.', name=name)
     for name in order
   )
-  return _build(Recipe, config, '', phases=built)
+  return build(Recipe, config, '', phases=built)

@@ -26,6 +26,7 @@ from metastone_jax.training.loop import collect as collect_lib
 from metastone_jax.training.loop import folder, plan
 from metastone_jax.training.loop.heldout import Evaluator
 from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
+from metastone_jax.training.loop.schedule import learning_rates
 from metastone_jax.training.loop.setup import Setup
 from metastone_jax.training.loop.stages import Interrupted, Stages
 
@@ -35,18 +36,6 @@ _SHOWN = {
   'reward/mean': 'reward',
   'score/auc_within': 'AUC within',
 }
-
-
-def learning_rates(phase: PhaseConfig, step: int) -> dict[str, float]:
-  """Both rates at a step (0-based) of a phase: rise, then the schedule."""
-  factor = min(1.0, (step + 1) / max(1, phase.warmup_steps))
-  if phase.schedule == 'cosine':
-    progress = step / max(1, phase.steps)
-    factor *= 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
-  return {
-    'backbone': phase.backbone_learning_rate * factor,
-    'head': phase.head_learning_rate * factor,
-  }
 
 
 class Run:
@@ -66,6 +55,8 @@ class Run:
     if recipe.start_from and not (workdir / 'config.json').exists():
       self._start_params = self._load_start()
     widest = max(recipe.phases, key=lambda phase: phase.rollouts_per_step)
+    # Prompts that are too long are refused now, not after the warm-up.
+    self.problems.batch_at(self.problems.start(), widest.prompts_per_step or 1)
     evaluator = Evaluator(
       self.setup,
       problems_per_call=widest.prompts_per_step or 64,

@@ -1,0 +1,309 @@
+"""Training rows against what the texts say, in plain Python."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from metastone_jax import sprm
+from metastone_jax.model import init_params
+from metastone_jax.telemetry import Stopwatch
+from metastone_jax.training import step as step_lib
+from metastone_jax.training.loop import collect as collect_lib
+from tests.training.loop import parts
+
+KINDS = (
+  ('right', 'wrong', 'unparsed', 'cut'),
+  ('right', 'right', 'wrong', 'right'),
+  ('wrong', 'wrong', 'wrong', 'wrong'),  # the same reward, the same length
+  ('right', 'right', 'right', 'right'),
+)
+
+
+@pytest.fixture(scope='module')
+def setup():
+  return parts.setup()
+
+
+@pytest.fixture(scope='module')
+def problem_batch(setup):
+  problems = setup.problems('train')
+  return problems.batch_at(problems.start(), 4)
+
+
+@pytest.fixture(scope='module')
+def drawn(setup, problem_batch):
+  texts = [
+    [parts.written(setup, problem, kind) for kind in kinds]
+    for problem, kinds in zip(problem_batch[0], KINDS, strict=True)
+  ]
+  return parts.rollout(setup, texts, np.random.default_rng(1))
+
+
+def _collect(setup, problem_batch, drawn, first_draw=0, **changes):
+  phase = dataclasses.replace(parts.phase(setup, 'joint'), **changes)
+  calls = []
+
+  def sampler(*args):
+    calls.append(args)
+    return drawn
+
+  watch = Stopwatch()
+  found = collect_lib.collect(
+    setup, sampler, 'params', phase, problem_batch, first_draw, watch
+  )
+  assert set(watch.collect()) == {'time/rollout', 'time/verify'}
+  return found, calls[0]
+
+
+def test_base_and_demonstration_rows(setup):
+  demonstrations = setup.demonstrations()
+  batch = demonstrations.batch_at(demonstrations.start(), 6)
+  rows = collect_lib.demonstration_rows(batch, 7)
+  B, T = batch['tokens_BT'].shape
+  assert T == setup.total_length
+  for b in range(B):
+    length, prompt = int(batch['length_B'][b]), int(batch['prompt_length_B'][b])
+    tokens = batch['tokens_BT'][b]
+    text = setup.tokenizer.decode(tokens[prompt:length])
+    assert text.endswith('<|im_end|>') and '</think>' in text
+    for t in range(T):
+      assert rows['target_BT'][b, t] == (tokens[t + 1] if t + 1 < T else 0)
+      assert rows['position_BT'][b, t] == t
+      assert rows['segment_BT'][b, t] == int(t < length)
+      # Index t predicts token t + 1: those of the response are learnt.
+      assert rows['lm_mask_BT'][b, t] == (prompt <= t + 1 < length)
+  np.testing.assert_array_equal(rows['row_B'], np.arange(7, 13))
+  np.testing.assert_array_equal(rows['temperature_B'], np.ones(6))
+  assert rows['row_B'].dtype == np.uint32
+  assert rows['tokens_BT'].dtype == rows['target_BT'].dtype == np.int32
+
+
+def test_join_rows_fills_what_one_kind_lacks():
+  a = {'tokens_BT': np.ones((2, 3), np.int32), 'advantage_B': np.ones(2)}
+  b = {
+    'tokens_BT': np.full((1, 3), 5, np.int32),
+    'lm_mask_BT': np.ones((1, 3), bool),
+  }
+  joined = collect_lib.join_rows([a, b])
+  np.testing.assert_array_equal(joined['tokens_BT'][:, 0], [1, 1, 5])
+  np.testing.assert_array_equal(joined['advantage_B'], [1, 1, 0])
+  assert joined['lm_mask_BT'].dtype == bool
+  np.testing.assert_array_equal(joined['lm_mask_BT'].sum(1), [0, 0, 3])
+
+
+def test_what_the_sampler_is_asked(setup, problem_batch, drawn):
+  first_draw = 2**31 + 5  # draw numbers are int32 and wrap around
+  _, (params, prompt, length, seed, draws, candidates) = _collect(
+    setup, problem_batch, drawn, first_draw
+  )
+  assert params == 'params'
+  np.testing.assert_array_equal(prompt, problem_batch[1])
+  np.testing.assert_array_equal(length, problem_batch[2])
+  assert seed == setup.recipe.seed
+  np.testing.assert_array_equal(draws, [5, 6, 7, 8])
+  np.testing.assert_array_equal(candidates, [0, 1, 2, 3])
+
+
+def test_rows_say_what_was_drawn(setup, problem_batch, drawn):
+  found, _ = _collect(setup, problem_batch, drawn, first_draw=12)
+  rows = found.rows
+  T = setup.total_length
+  kinds = [kind for group in KINDS for kind in group]
+  for b, kind in enumerate(kinds):
+    p, n = divmod(b, 4)
+    prompt = problem_batch[1][p, : problem_batch[2][p]].tolist()
+    length = int(drawn.length_PN[p, n])
+    response = drawn.token_PNR[p, n, :length].tolist()
+    ids = prompt + response
+    pad = [setup.tokenizer.pad_id] * (T - len(ids))
+    np.testing.assert_array_equal(rows['tokens_BT'][b], ids + pad)
+    np.testing.assert_array_equal(
+      rows['segment_BT'][b], [1] * len(ids) + [0] * len(pad)
+    )
+    for t in range(T):
+      r = t + 1 - len(prompt)  # the response token that index t predicts
+      inside = 0 <= r < length
+      for field, value, outside in (
+        ('policy_mask_BT', inside and not drawn.forced_PNR[p, n, r], False),
+        ('step_mask_BT', inside and drawn.step_mask_PNR[p, n, r], False),
+        ('sampler_log_prob_BT', inside and drawn.log_prob_PNR[p, n, r], 0.0),
+        ('step_logit_BT', inside and drawn.step_logit_PNR[p, n, r], 0.0),
+      ):
+        assert rows[field][b, t] == (value if inside else outside), field
+    assert rows['correct_B'][b] == (kind == 'right')
+    assert rows['score_weight_B'][b] == float(kind in ('right', 'wrong'))
+  np.testing.assert_array_equal(rows['row_B'], np.arange(16) + 12 * 4)
+  np.testing.assert_array_equal(rows['temperature_B'], np.ones(16))
+  np.testing.assert_array_equal(
+    rows['step_mask_BT'],
+    sprm.step_feature_mask(
+      rows['tokens_BT'],
+      step_ids=setup.train_sampling.step_ids,
+      think_start_id=setup.tokenizer.think_start_id,
+      think_end_id=setup.tokenizer.think_end_id,
+      side='train',
+    ),
+  )
+  assert rows['step_mask_BT'].sum() >= 16  # every text has marks
+  assert found.tokens == drawn.length_PN.sum()
+
+
+def _overlong(length, limit, buffer):
+  return -min(max((length - (limit - buffer)) / buffer, 0.0), 1.0)
+
+
+@pytest.mark.parametrize('buffer', [0, 16])
+@pytest.mark.parametrize('objective', ['grpo', 'dr_grpo'])
+@pytest.mark.parametrize('drop', [False, True])
+def test_advantages(setup, problem_batch, drawn, buffer, objective, drop):
+  found, _ = _collect(
+    setup,
+    problem_batch,
+    drawn,
+    objective=objective,
+    objective_options={'fixed_length': 28},
+    overlong_buffer=buffer,
+    drop_zero_variance=drop,
+  )
+  # A cut text is judged by its text: here it would be right.
+  reward = np.array([[float(k in ('right', 'cut')) for k in g] for g in KINDS])
+  if buffer:
+    reward += [
+      [_overlong(int(n), 28, buffer) for n in group]
+      for group in drawn.length_PN
+    ]
+  centred = reward - reward.mean(axis=1, keepdims=True)
+  std = reward.std(axis=1, ddof=1, keepdims=True)
+  expected = centred if objective == 'dr_grpo' else centred / (std + 1e-6)
+  np.testing.assert_allclose(
+    found.rows['advantage_B'], expected.reshape(-1), atol=2e-6
+  )
+  constant = np.array([len(set(group)) == 1 for group in reward])
+  assert constant.any() and not constant.all()
+  assert found.metrics['reward/zero_variance_groups'] == constant.mean()
+  response_B = found.rows['policy_mask_BT'].any(axis=1)
+  np.testing.assert_array_equal(
+    response_B, ~np.repeat(constant, 4) if drop else np.ones(16, bool)
+  )
+
+
+def test_a_group_of_one_is_not_dropped(setup, problem_batch, drawn):
+  """Its advantage is its reward (SPEC 4), so it has something to teach."""
+  one = jax.tree.map(lambda x: x[:, :1], drawn)
+  found, _ = _collect(
+    setup,
+    problem_batch,
+    one,
+    samples_per_prompt=1,
+    overlong_buffer=0,
+    drop_zero_variance=True,
+  )
+  np.testing.assert_allclose(found.rows['advantage_B'], [1, 1, 0, 1], atol=1e-5)
+  assert found.metrics['reward/zero_variance_groups'] == 0
+  assert found.rows['policy_mask_BT'].any(axis=1).all()
+
+
+def test_metrics(setup, problem_batch, drawn):
+  found, _ = _collect(setup, problem_batch, drawn)
+  metrics = found.metrics
+  kinds = np.array(KINDS)
+  score, right = drawn.score_PN, kinds == 'right'
+  pairs = [
+    (score[p, i] > score[p, j]) + 0.5 * (score[p, i] == score[p, j])
+    for p in range(4)
+    for i in range(4)
+    for j in range(4)
+    if right[p, i] and not right[p, j]
+  ]
+  everywhere = [
+    (a > b) + 0.5 * (a == b) for a in score[right] for b in score[~right]
+  ]
+  reward = np.isin(kinds, ('right', 'cut')).mean()
+  for name, value in {
+    'reward/mean': reward,
+    'reward/signs': reward,
+    'rollout/truncated': (kinds == 'cut').mean(),
+    'rollout/unparsed': (kinds == 'unparsed').mean(),
+    'rollout/response_length': drawn.length_PN.mean(),
+    'rollout/marks': drawn.step_mask_PNR.sum() / 16,
+    'score/auc_within': np.mean(pairs),
+    'score/auc_across': np.mean(everywhere),
+    'score/gap': score[right].mean() - score[~right].mean(),
+    'score/mean_correct': score[right].mean(),
+    'score/std_correct': score[right].std(),
+    'score/mean_wrong': score[~right].mean(),
+    'score/std_wrong': score[~right].std(),
+  }.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_sampler_and_trainer_agree(problem_batch):
+  """The same tokens, log-probs and marks on both sides, at temperature 0.7."""
+
+  def edit(config):
+    config.sampling.temperature = 0.7
+    # Untrained draws are noise: with more marks some are drawn by chance.
+    config.data.step_marks = ('.\n\n', *(f' {i}' for i in range(20)))
+
+  setup = parts.setup(edit)
+  params = jax.jit(functools.partial(init_params, setup.model_config))(
+    jax.random.key(1)
+  )
+  found = collect_lib.collect(
+    setup,
+    setup.sampler(setup.train_sampling),
+    params,
+    parts.phase(setup, 'joint'),
+    problem_batch,
+    0,
+    Stopwatch(),
+  )
+  rows = found.rows
+  np.testing.assert_array_equal(
+    rows['temperature_B'], np.full(16, 0.7, np.float32)
+  )
+  assert rows['policy_mask_BT'].sum() == found.tokens
+  assert rows['step_mask_BT'].sum() > 4
+  np.testing.assert_array_equal(
+    rows['step_mask_BT'],
+    sprm.step_feature_mask(
+      rows['tokens_BT'],
+      step_ids=setup.train_sampling.step_ids,
+      think_start_id=setup.tokenizer.think_start_id,
+      think_end_id=setup.tokenizer.think_end_id,
+      side='train',
+    )
+    & rows['policy_mask_BT'],
+  )
+  trainer = jax.jit(
+    functools.partial(
+      step_lib.log_prob_pass,
+      model_config=setup.model_config,
+      num_micro_batches=2,
+      sharder=setup.sharder,
+    )
+  )(
+    params,
+    {
+      name: rows[name]
+      for name in (
+        'tokens_BT',
+        'target_BT',
+        'position_BT',
+        'segment_BT',
+        'temperature_B',
+      )
+    },
+  )
+  mask = rows['policy_mask_BT']
+  assert (rows['sampler_log_prob_BT'][mask] < 0).all()
+  for field, name in (
+    ('sampler_log_prob_BT', 'log_prob_BT'),
+    ('step_logit_BT', 'step_logit_BT'),
+  ):
+    np.testing.assert_allclose(
+      rows[field][mask], np.asarray(trainer[name])[mask], atol=2e-5
+    )

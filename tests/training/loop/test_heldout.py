@@ -1,0 +1,150 @@
+"""Held-out evaluation: which draw goes where, and what is dropped."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from metastone_jax.errors import UserError
+from metastone_jax.model import init_params
+from metastone_jax.training import loop
+from tests.training.loop import parts
+
+FIELDS = ('scores_PN', 'correct_PN', 'answers_PN', 'finished_PN', 'tokens_PN')
+
+
+def _kind(problem: int, candidate: int) -> str:
+  """What the fake policy writes; no two problems have the same row."""
+  return ('right', 'wrong', 'unparsed', 'cut')[
+    (problem * (candidate + 1) + candidate // 2) % 4
+  ]
+
+
+@pytest.fixture(scope='module')
+def setup():
+  return parts.setup()
+
+
+@pytest.fixture(scope='module')
+def heldout(setup):
+  data = setup.problems('heldout')
+  return data.batch_at(data.start(), 7)
+
+
+class FakeSampler:
+  """Answers as `_kind` says; remembers the shapes it was called with."""
+
+  def __init__(self, setup, heldout):
+    self.setup, self.heldout = setup, heldout
+    self.shapes = set()
+
+  def __call__(self, params, prompt_PS, length_P, seed, draw_P, candidate_N):
+    assert seed == self.setup.recipe.seed
+    self.shapes.add((prompt_PS.shape, length_P.shape, len(candidate_N)))
+    index_P = np.asarray(draw_P) - 2**30
+    np.testing.assert_array_equal(prompt_PS, self.heldout[1][index_P])
+    np.testing.assert_array_equal(length_P, self.heldout[2][index_P])
+    texts = [
+      [
+        parts.written(self.setup, self.heldout[0][p], _kind(p, int(n)))
+        for n in candidate_N
+      ]
+      for p in index_P
+    ]
+    return parts.rollout(self.setup, texts, np.random.default_rng(0))
+
+
+def _evaluate(setup, heldout, problems, samples, per_call=(3, 2)):
+  sampler = FakeSampler(setup, heldout)
+  evaluator = loop.Evaluator(setup, *per_call, sampler)
+  calls = []
+  found = evaluator.evaluate(
+    'params',
+    'signs',
+    num_problems=problems,
+    num_samples=samples,
+    progress=lambda *now: calls.append(now),
+  )
+  # One program: every call has the same shape, whatever is left to draw.
+  assert len(sampler.shapes) == 1
+  done, totals = zip(*calls, strict=True)
+  assert set(totals) == {problems * samples}
+  assert list(done) == sorted(set(done)) and done[-1] == totals[-1]
+  return found
+
+
+@pytest.mark.parametrize(
+  ('problems', 'samples', 'per_call'),
+  [(7, 5, (3, 2)), (7, 5, (7, 5)), (2, 1, (3, 2)), (6, 4, (3, 2))],
+)
+def test_every_place_holds_its_own_response(
+  setup, heldout, problems, samples, per_call
+):
+  found = _evaluate(setup, heldout, problems, samples, per_call)
+  assert found.shape == (problems, samples)
+  assert found.problem_ids == [p.id for p in heldout[0][:problems]]
+  for p, n in np.ndindex(problems, samples):
+    kind = _kind(p, n)
+    text = parts.written(setup, heldout[0][p], kind)
+    # A cut response is wrong, though its text would be right.
+    assert found.correct_PN[p, n] == (kind == 'right')
+    assert found.finished_PN[p, n] == (kind != 'cut')
+    assert found.tokens_PN[p, n] == len(setup.tokenizer.encode(text))
+    assert (found.answers_PN[p, n] == -1) == (kind == 'unparsed')
+    for m in range(n):
+      same = found.answers_PN[p, m] == found.answers_PN[p, n]
+      read = {'right': 0, 'cut': 0, 'wrong': 1, 'unparsed': 2}
+      assert same == (read[_kind(p, m)] == read[kind])
+
+
+def test_smaller_evaluation_is_a_part_of_the_larger(setup, heldout):
+  large = _evaluate(setup, heldout, 7, 5)
+  small = _evaluate(setup, heldout, 4, 3)
+  for name in ('correct_PN', 'answers_PN', 'finished_PN', 'tokens_PN'):
+    np.testing.assert_array_equal(
+      getattr(small, name), getattr(large, name)[:4, :3], err_msg=name
+    )
+  assert small.problem_ids == large.problem_ids[:4]
+
+
+def test_same_with_the_real_sampler(setup):
+  """Bit-equal scores and draws, though the calls' companions differ."""
+  params = jax.jit(functools.partial(init_params, setup.model_config))(
+    jax.random.key(1)
+  )
+  evaluator = loop.Evaluator(setup, 2, 2)
+  large, small = (
+    evaluator.evaluate(params, 'signs', num_problems=p, num_samples=n)
+    for p, n in ((5, 4), (3, 3))
+  )
+  assert large.tokens_PN.min() > 0
+  for name in FIELDS:
+    np.testing.assert_array_equal(
+      getattr(small, name), getattr(large, name)[:3, :3], err_msg=name
+    )
+  # Problems and candidates differ in their draws, repetitions do not.
+  assert len(np.unique(large.scores_PN)) == 20
+  again = evaluator.evaluate(params, 'signs', num_problems=5, num_samples=4)
+  np.testing.assert_array_equal(again.scores_PN, large.scores_PN)
+
+
+def test_bad_requests(setup):
+  evaluator = loop.Evaluator(setup, 2, 2, sampler=lambda *args: None)
+  for problems, samples in ((0, 4), (4, 0)):
+    with pytest.raises(UserError, match='at least 1 problem and 1 sample'):
+      evaluator.evaluate(
+        None, 'signs', num_problems=problems, num_samples=samples
+      )
+  with pytest.raises(UserError, match="task 'sings' is not in this run"):
+    evaluator.evaluate(None, 'sings', num_problems=1, num_samples=1)
+
+
+def test_main_task_is_the_one_with_the_largest_share():
+  def edit(config):
+    config.data.tasks = dict(chain_sum=1.0, signs=3.0)
+
+  recipe = parts.recipe(edit)
+  fake = type('S', (), {'recipe': recipe})()
+  evaluator = loop.Evaluator(fake, 1, 1, sampler=lambda *args: None)
+  assert evaluator.task_names() == ('signs', 'chain_sum')
