@@ -7,6 +7,7 @@ import pytest
 
 from kernels.attention import op
 from kernels.decode_attention import decode_attention
+from tests import quick
 
 B, T, H, K, h = 2, 7, 4, 2, 6
 
@@ -51,7 +52,7 @@ def test_attention_is_the_loop(name):
   segment = np.array(SEGMENTS[name], np.int32)
   q, k, v = _qkv()
   with jax.enable_x64(True):
-    got = jax.jit(op.attention)(*map(jnp.asarray, (q, k, v, segment)))
+    got = quick.jit(op.attention)(*map(jnp.asarray, (q, k, v, segment)))
     assert got.dtype == jnp.float64
   want = _loop(q, k, v, segment)
   real = segment != 0
@@ -69,7 +70,7 @@ def test_attention_gradient_is_the_loops():
     return np.nansum(weight * _loop(q, k, v, segment))
 
   with jax.enable_x64(True):
-    grads = jax.jit(
+    grads = quick.jit(
       jax.grad(
         lambda *x: jnp.sum(weight * op.attention(*x, jnp.asarray(segment))),
         (0, 1, 2),
@@ -105,7 +106,7 @@ def test_decode_is_attention_over_the_concatenation(dtype):
       jnp.asarray(rng.normal(size=(P, N, R, K, h)), dtype) for _ in range(2)
     )
     prompt_valid = np.arange(S)[None] < np.array(prompt_length)[:, None]
-    got = jax.jit(decode_attention)(
+    got = quick.jit(decode_attention)(
       q,
       jnp.transpose(prompt_k, (0, 2, 3, 1)),
       jnp.transpose(prompt_v, (0, 2, 1, 3)),
@@ -138,7 +139,7 @@ def test_decode_is_attention_over_the_concatenation(dtype):
       axis=-1,
     ).reshape(rows, S + R)
     query = jnp.tile(q.reshape(rows, 1, H, h), (1, S + R, 1, 1))
-    want = jax.jit(op.attention)(
+    want = quick.jit(op.attention)(
       query, keys, values, jnp.asarray(valid, jnp.int32)
     )[:, -1]
     np.testing.assert_allclose(

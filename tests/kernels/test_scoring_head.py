@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kernels.scoring_head import dropout, op
+from tests import quick
 
 B, T, D = 3, 11, 6
 E = 2 * D
@@ -36,7 +37,7 @@ def _run(args, **options):
     logit = op.scoring_head(*args, **options)
     return jnp.sum(jnp.sin(logit)), logit
 
-  grad = jax.jit(jax.grad(loss, has_aux=True))
+  grad = quick.jit(jax.grad(loss, has_aux=True))
   grads, logit = grad(tuple(map(jnp.asarray, args)))
   return logit, *grads
 
@@ -128,7 +129,7 @@ def test_a_new_seed_gives_a_new_mask():
 def test_a_row_is_the_same_in_any_batch():
   feature, *weights = map(jnp.asarray, _inputs())
 
-  @jax.jit
+  @quick.jit
   def score(feature, row_B):
     return op.scoring_head(
       feature, *weights, dropout_rate=0.5, seed=jnp.uint32(3), row_B=row_B

@@ -6,6 +6,7 @@ import pytest
 
 from metastone_jax.model import ModelConfig, ReflectiveModel
 from metastone_jax.parallel import Sharder
+from tests import quick
 from tests.model import naive
 
 V, D, L, H, K, h, F = 37, 24, 3, 4, 2, 6, 40
@@ -115,7 +116,7 @@ def test_logits_and_feature_equal_transformers(family, tied):
       output_hidden_states=True,
     )
 
-  @jax.jit
+  @quick.jit
   def run(params):
     bound = ReflectiveModel.bind(config, params)
     position = np.broadcast_to(np.arange(11, dtype=np.int32), token.shape)

@@ -1,6 +1,8 @@
 """The model against a loop, against itself cut elsewhere, and recomputed."""
 
 import dataclasses
+import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from metastone_jax.model import (
 )
 from metastone_jax.model.layers import ScoreHead
 from metastone_jax.parallel import Sharder
+from tests import quick
 from tests.model import naive
 
 CONFIG = ModelConfig(
@@ -29,8 +32,8 @@ CONFIG = ModelConfig(
   feed_forward=24,
 )
 B, T = 2, 9
-NAIVE = jax.jit(naive.forward, static_argnums=1)
-NAIVE_ROW = jax.jit(naive.row_forward, static_argnums=1)
+NAIVE = quick.jit(naive.forward, static_argnums=1)
+NAIVE_ROW = quick.jit(naive.row_forward, static_argnums=1)
 
 
 def _rows():
@@ -43,7 +46,7 @@ def _rows():
 
 
 def _forward(config):
-  @jax.jit
+  @quick.jit
   def run(params, *rows):
     model = ReflectiveModel.bind(config, params)
     hidden, feature, _ = model(*rows, sharder=Sharder())
@@ -102,65 +105,64 @@ def test_the_split_moves_the_feature_and_nothing_else(feature_layer):
   )
 
 
-def _loss_and_grads(config):
-  @jax.jit
-  def run(params, *rows):
-    def loss(params):
-      model = ReflectiveModel.bind(config, params)
-      hidden, feature, _ = model(*rows, sharder=Sharder())
-      logits = model.logits(hidden)
-      real = (rows[2] != 0).astype(logits.dtype)
-      value = jnp.sum(jnp.sin(logits) * real[..., None])
-      return value + jnp.sum(jnp.sin(model.score(feature)) * real)
-
-    return jax.value_and_grad(loss)(params)
-
-  return run
+LONG = dataclasses.replace(CONFIG, num_layers=6, feed_forward=64)
 
 
-def test_recomputation_changes_nothing():
-  rows, params = _rows(), naive.random_params(CONFIG)
-  value, grads = _loss_and_grads(CONFIG)(params, *rows)
-  for remat in ('full', 'dots'):
-    config = dataclasses.replace(CONFIG, remat=remat)
-    got_value, got = _loss_and_grads(config)(params, *rows)
-    np.testing.assert_allclose(got_value, value, rtol=1e-6)
-    jax.tree.map(
-      lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=2e-5),
-      got,
-      grads,
-    )
+@functools.cache
+def _trained(**options):
+  """One compiled loss and gradient: its results and its temporary bytes."""
+  config = dataclasses.replace(LONG, **options)
+  rng = np.random.default_rng(1)
+  B, T = 2, 64
+  token = rng.integers(0, 23, (B, T)).astype(np.int32)
+  position = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+  segment = (position < np.array([[T], [40]])).astype(np.int32)
+
+  def loss(params):
+    model = ReflectiveModel.bind(config, params)
+    hidden, feature, _ = model(token, position, segment, sharder=Sharder())
+    logits, score = model.logits(hidden), model.score(feature)
+    real = (segment != 0).astype(logits.dtype)
+    value = jnp.sum(jnp.sin(logits) * real[..., None])
+    value += jnp.sum(jnp.sin(score) * real)
+    return value, (logits, feature, score)
+
+  params = naive.random_params(config)
+  run = quick.jit(jax.value_and_grad(loss, has_aux=True))
+  compiled = run.lower(params).compile()
+  (value, (logits, feature, score)), grads = compiled(params)
+  return types.SimpleNamespace(
+    value=value,
+    logits=logits,
+    feature=feature,
+    score=score,
+    grads=grads,
+    temporary=compiled.memory_analysis().temp_size_in_bytes,
+  )
 
 
-def test_full_recomputation_needs_less_memory():
-  """The saved residuals of a long, deep model: remat is really applied."""
-  rows = (jax.ShapeDtypeStruct((4, 128), jnp.int32),) * 3
-  temporary = {}
-  for remat in ('none', 'full'):
-    config = dataclasses.replace(
-      CONFIG, num_layers=12, feed_forward=128, remat=remat
-    )
-    compiled = (
-      _loss_and_grads(config).lower(abstract_params(config), *rows).compile()
-    )
-    temporary[remat] = compiled.memory_analysis().temp_size_in_bytes
-  assert temporary['full'] < temporary['none'] / 2, temporary
+@pytest.mark.parametrize('remat', ['full', 'dots'])
+def test_recomputation_changes_memory_and_nothing_else(remat):
+  want, got = _trained(), _trained(remat=remat)
+  np.testing.assert_allclose(got.value, want.value, rtol=1e-6)
+  jax.tree.map(
+    lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-4),
+    got.grads,
+    want.grads,
+  )
+  share = {'full': 0.5, 'dots': 0.9}[remat]
+  assert got.temporary < share * want.temporary
 
 
 def test_bfloat16_is_close_to_float32():
-  config = dataclasses.replace(CONFIG, dtype='bfloat16')
-  rows, params = _rows(), naive.random_params(CONFIG)
-  logits, feature, score = _forward(config)(params, *rows)
-  assert feature.dtype == jnp.bfloat16  # activations
-  assert logits.dtype == score.dtype == jnp.float32  # what losses read
-  want, _, want_score = _forward(CONFIG)(params, *rows)
-  real = rows[2] != 0
-  for got, wide in ((logits, want), (score, want_score)):
-    got, wide = np.asarray(got)[real], np.asarray(wide)[real]
-    error = np.sqrt(np.mean((got - wide) ** 2) / np.mean(wide**2))
+  want, got = _trained(), _trained(dtype='bfloat16')
+  assert got.feature.dtype == jnp.bfloat16  # activations
+  assert got.logits.dtype == got.score.dtype == jnp.float32  # for the losses
+  for x, wide in ((got.logits, want.logits), (got.score, want.score)):
+    x, wide = np.asarray(x)[0], np.asarray(wide)[0]  # row 0 has no padding
+    error = np.sqrt(np.mean((x - wide) ** 2) / np.mean(wide**2))
     assert error < 0.05, error
-  _, grads = _loss_and_grads(config)(params, *rows)
-  for leaf in jax.tree.leaves(grads):
+  for leaf in jax.tree.leaves(got.grads):
     assert leaf.dtype == jnp.float32  # of the masters
     assert np.isfinite(np.asarray(leaf)).all()
 
@@ -174,7 +176,7 @@ def test_decoding_token_by_token_is_the_whole_sequence():
   prompt_PS = rng.integers(0, 23, (P, S)).astype(np.int32)
   token_PNR = rng.integers(0, 23, (P, N, R)).astype(np.int32)
 
-  @jax.jit
+  @quick.jit
   def run(params):
     model = ReflectiveModel.bind(config, params)
     hidden, feature, caches = model.prefill(

@@ -14,6 +14,7 @@ from metastone_jax.model import ModelConfig, param_axes
 from metastone_jax.parallel import Sharder, make_mesh
 from metastone_jax.sampling import SamplingConfig, best_of_k, sample
 from metastone_jax.training.step import log_prob_pass
+from tests import quick
 from tests.model import naive
 
 V, S, R = 12, 5, 14
@@ -57,7 +58,7 @@ def prompts(count: int):
 
 @functools.cache
 def _program(config, mconfig, sharder):
-  return jax.jit(
+  return quick.jit(
     functools.partial(
       sample, model_config=mconfig, config=config, sharder=sharder
     )
@@ -79,7 +80,7 @@ def draw(config, params, prompt, length, draws, k, mconfig, sharder=ALONE):
 
 @functools.cache
 def _log_prob_program(mconfig):
-  return jax.jit(
+  return quick.jit(
     functools.partial(
       log_prob_pass,
       model_config=mconfig,
@@ -208,7 +209,7 @@ def test_greedy_equals_a_full_forward_each_token():
     drawn = draw(config, params, prompt, length, range(3), 1, mconfig)
     T = S + R
 
-    @jax.jit
+    @quick.jit
     def next_token(params, row_T, count):
       logits, _ = naive.row_forward(params, mconfig, row_T)
       return jnp.argmax(logits[count - 1])
@@ -245,7 +246,7 @@ def test_first_tokens_follow_the_softmax():
 
 
 def run_best(form, params, prompt, length, k, mconfig, **options):
-  program = jax.jit(
+  program = quick.jit(
     functools.partial(
       best_of_k,
       k=k,

@@ -11,6 +11,7 @@ import pytest
 from metastone_jax import sprm
 from metastone_jax.parallel import Sharder
 from metastone_jax.sampling import best_of_k, select_best
+from tests import quick
 from tests.model import naive
 from tests.sampling import tiny
 from tests.sampling.tiny import (
@@ -180,7 +181,7 @@ def _noise():
     return jax.random.gumbel(key, (tiny.V,), jnp.float64)
 
   p, n, r = np.indices((P, N, R + A)).reshape(3, -1).astype(np.int32)
-  noise = jax.jit(jax.vmap(one))(p, n, r)
+  noise = quick.jit(jax.vmap(one))(p, n, r)
   return np.asarray(noise).reshape(P, N, R + A, -1)
 
 
@@ -199,7 +200,7 @@ def test_every_answer_token_continues_the_winning_trace(params):
   config = tiny.sampling_config(temperature=0.8)
   prompt, length = tiny.prompts(P)
   best = jax.device_get(
-    jax.jit(
+    quick.jit(
       functools.partial(
         best_of_k,
         k=N,

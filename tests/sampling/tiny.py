@@ -9,6 +9,7 @@ import numpy as np
 from metastone_jax.model import ModelConfig, ReflectiveModel
 from metastone_jax.parallel import Sharder
 from metastone_jax.sampling import SamplingConfig, rollout, strategies
+from tests import quick
 from tests.model import naive
 
 V, S, R = 12, 5, 10
@@ -80,7 +81,7 @@ def _loop(config, stop_id, k):
       sharder=Sharder(),
     )
 
-  return jax.jit(run)
+  return quick.jit(run)
 
 
 def loop(config, stop_id, k, params, prompt, length):
@@ -93,7 +94,7 @@ def loop(config, stop_id, k, params, prompt, length):
 
 def finish(state, prompt, length, config):
   return jax.device_get(
-    jax.jit(functools.partial(rollout.finish, config=config))(
+    quick.jit(functools.partial(rollout.finish, config=config))(
       state, prompt, length
     )
   )
@@ -115,7 +116,7 @@ def _reread(mconfig):
     logits, residuals = naive.forward(params, mconfig, rows_BT)
     return logits, naive.score_head(params, residuals[mconfig.split])
 
-  return jax.jit(run)
+  return quick.jit(run)
 
 
 def reread(params, prompt, length, token_PNA, mconfig=None):

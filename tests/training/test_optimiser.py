@@ -8,6 +8,7 @@ import pytest
 
 from metastone_jax.errors import UserError
 from metastone_jax.training import optimiser
+from tests import quick
 
 
 def _tree(seed, scale=1.0):
@@ -61,7 +62,7 @@ def test_each_group_is_plain_optax():
     for name, group in groups.items()
   }
   plain_state = {name: plain[name].init(groups[name]) for name in groups}
-  update = jax.jit(optimiser.apply, static_argnums=0)
+  update = quick.jit(optimiser.apply, static_argnums=0)
   for turn in range(3):
     grads = _tree(turn + 1)
     grads['score_head'] = _tree(turn + 9, scale=0.05)['score_head']
@@ -71,7 +72,7 @@ def test_each_group_is_plain_optax():
       norm = np.linalg.norm(flat)
       assert (norm > 0.7) == (name == 'backbone')
       np.testing.assert_allclose(norms[f'grad_norm/{name}'], norm, rtol=1e-6)
-      updates, plain_state[name] = plain[name].update(
+      updates, plain_state[name] = quick.jit(plain[name].update)(
         group, plain_state[name], groups[name]
       )
       groups[name] = optax.apply_updates(groups[name], updates)
@@ -89,7 +90,7 @@ def test_learning_rate_zero_leaves_a_group_as_it_is(still):
   config = optimiser.OptimiserConfig()
   params = _tree(0)
   rates = {name: 0.0 if name == still else 1e-2 for name in optimiser.GROUPS}
-  new, _, _ = jax.jit(optimiser.apply, static_argnums=0)(
+  new, _, _ = quick.jit(optimiser.apply, static_argnums=0)(
     config, _tree(1), optimiser.init(config, params), params, rates
   )
   old, new = optimiser.split_groups(params), optimiser.split_groups(new)

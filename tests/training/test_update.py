@@ -1,7 +1,6 @@
-"""The update against an independent loss, micro-batches, meshes, switches."""
+"""The loss and its gradient: an independent form, its parts, its pieces."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,97 +8,41 @@ import numpy as np
 import optax
 import pytest
 
+from kernels.scoring_head import dropout
 from metastone_jax import policy, sprm
-from metastone_jax.model import ModelConfig
-from metastone_jax.parallel import Sharder, make_mesh
-from metastone_jax.training import optimiser, step
-from metastone_jax.training import state as state_lib
+from metastone_jax.parallel import Sharder
+from metastone_jax.training import optimiser
+from tests import quick
 from tests.model import naive
+from tests.training.batches import (
+  EVERYTHING,
+  SEED,
+  STEP,
+  T,
+  assert_trees_close,
+  gradient,
+  make_batch,
+  model_config,
+  program,
+)
 
-B, T, V = 8, 9, 16
-SEED, STEP = np.uint32(3), np.int32(2)
-
-
-def model_config(dtype='float64', dropout=0.0) -> ModelConfig:
-  return ModelConfig(
-    vocab_size=V,
-    width=16,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_width=4,
-    feed_forward=24,
-    qk_norm=True,
-    score_dropout=dropout,
-    dtype=dtype,
-    param_dtype=dtype,
-  )
+MODEL = model_config()
+OFF = dict(policy_coefficient=0.0, score_coefficient=0.0, lm_coefficient=0.0)
+SCORE_ALONE = dataclasses.replace(EVERYTHING, **OFF | {'score_coefficient': 1})
 
 
-def make_batch(dtype=np.float64):
-  rng = np.random.default_rng(0)
-  tokens = rng.integers(0, V, (B, T)).astype(np.int32)
-  length = rng.integers(5, T + 1, B)
-  real = np.arange(T) < length[:, None]
-  inside = np.arange(T) < length[:, None] - 1
-  logits = rng.normal(size=(3, B, T)) * 0.3 - 2.5
-  return {
-    'tokens_BT': tokens,
-    'target_BT': np.roll(tokens, -1, axis=1),
-    'position_BT': np.tile(np.arange(T, dtype=np.int32), (B, 1)),
-    'segment_BT': real.astype(np.int32),
-    'row_B': np.arange(B, dtype=np.uint32),
-    'temperature_B': np.array([0.7] * 5 + [1.0] * 3, dtype),
-    'policy_mask_BT': inside & (np.arange(T) > 1) & (np.arange(B) < 5)[:, None],
-    'advantage_B': rng.normal(size=B).astype(dtype),
-    'old_log_prob_BT': logits[0].astype(dtype),
-    'ref_log_prob_BT': logits[1].astype(dtype),
-    'sampler_log_prob_BT': logits[2].astype(dtype),
-    'step_mask_BT': inside & (rng.random((B, T)) < 0.4),
-    'correct_B': np.arange(B) % 2 == 0,
-    'score_weight_B': np.array([1, 1, 0, 1, 1, 1, 0.5, 1], dtype),
-    'lm_mask_BT': inside & (np.arange(B) >= 5)[:, None],
-  }
+@pytest.fixture
+def params():
+  """Float64 parameters, while float64 is on."""
+  with jax.enable_x64(True):
+    yield naive.random_params(MODEL)
 
 
-def config(**options) -> step.UpdateConfig:
-  defaults = dict(
-    objective=policy.grpo(kl_coefficient=0.1, entropy_coefficient=0.05),
-    score_gradient_scale=0.3,
-    lm_coefficient=0.4,
-  )
-  return step.UpdateConfig(**{**defaults, **options})
-
-
-@functools.cache
-def _program(cfg, mconfig, sharder):
-  return jax.jit(
-    functools.partial(
-      step.gradient, model_config=mconfig, config=cfg, sharder=sharder
-    )
-  )
-
-
-def gradient(params, batch, cfg, mconfig, sharder=None):
-  program = _program(cfg, mconfig, sharder or Sharder())
-  return jax.device_get(program(params, batch, SEED, STEP))
-
-
-def assert_trees_close(a, b, **tolerance):
-  jax.tree_util.tree_map_with_path(
-    lambda path, x, y: np.testing.assert_allclose(
-      x, y, err_msg=jax.tree_util.keystr(path), **tolerance
-    ),
-    a,
-    b,
-  )
-
-
-def naive_loss(params, batch, cfg, mconfig, weight_BT):
-  """Logits of everything, loops over rows; GRPO with a token mean."""
+def naive_loss(params, batch, keep_BTE, weight_BT):
+  """SPEC sections 3 and 4 with the logits of everything in memory."""
   logits, residuals = naive.forward(
     params,
-    mconfig,
+    MODEL,
     batch['tokens_BT'],
     batch['position_BT'],
     batch['segment_BT'],
@@ -109,180 +52,184 @@ def naive_loss(params, batch, cfg, mconfig, weight_BT):
   )
   taken = jnp.take_along_axis(log_p, batch['target_BT'][..., None], -1)[..., 0]
   entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
-  feature = residuals[mconfig.num_layers - 1]
-  scale = cfg.score_gradient_scale
-  feature = scale * feature + (1 - scale) * jax.lax.stop_gradient(feature)
-  z = naive.score_head(params, feature)
-  objective = cfg.objective
-  mask = batch['policy_mask_BT']
-  ratio = jnp.exp(taken - batch['old_log_prob_BT'])
-  advantage = batch['advantage_B'][:, None]
+  old, advantage = batch['old_log_prob_BT'], batch['advantage_B'][:, None]
+  ratio = jnp.exp(taken - old)
   surrogate = jnp.minimum(
     advantage * ratio, advantage * jnp.clip(ratio, 0.8, 1.2)
   )
+  importance = jnp.minimum(jnp.exp(old - batch['sampler_log_prob_BT']), 1.4)
   x = batch['ref_log_prob_BT'] - taken
   kl = jnp.clip(jnp.exp(x) - x - 1, -10, 10)
-  per_token = (
-    -surrogate
-    + objective.kl_coefficient * kl
-    - objective.entropy_coefficient * entropy
-  )
+  mask = batch['policy_mask_BT']
+  per_token = -surrogate * importance + 0.1 * kl - 0.05 * entropy
   loss = jnp.sum(per_token * mask) / mask.sum()
   lm = batch['lm_mask_BT']
-  loss -= cfg.lm_coefficient * jnp.sum(taken * lm) / lm.sum()
+  loss -= 0.4 * jnp.sum(taken * lm) / lm.sum()
+  z = naive.score_head(params, residuals[-2], keep_BTE, 0.5)
   p = jax.nn.sigmoid(z)
   bce = -jnp.log(jnp.where(batch['correct_B'][:, None], p, 1 - p))
-  return loss + jnp.sum(weight_BT * bce) / (weight_BT.sum() + 1e-5), z
+  return loss + jnp.sum(weight_BT * bce) / (weight_BT.sum() + 1e-5)
 
 
-@pytest.mark.parametrize('kind', ['spr', 'bce', 'soft'])
-def test_gradient_equals_an_independent_loss(kind):
-  with jax.enable_x64(True):
-    mconfig = model_config()
-    params = naive.random_params(mconfig)
-    batch = make_batch()
-    cfg = config(score_loss=kind)
-    loss_and_grad = jax.jit(
-      jax.value_and_grad(
-        lambda params, weight: naive_loss(params, batch, cfg, mconfig, weight),
-        has_aux=True,
+def test_the_gradient_is_that_of_an_independent_loss(params):
+  batch = make_batch()
+  weight_BT, _ = sprm.step_weights(
+    batch['step_logit_BT'],
+    batch['step_mask_BT'],
+    batch['correct_B'],
+    kind='spr',
+    score_weight_B=batch['score_weight_B'],
+  )
+  assert (weight_BT > 0).sum() >= 5
+  keep_BTE = dropout.keep_mask(
+    (int(SEED) + int(STEP) * 0x9E3779B9) % 2**32,
+    batch['row_B'],
+    jnp.arange(T, dtype=jnp.uint32),
+    2 * MODEL.width,
+    0.5,
+  )
+  loss, grads = quick.jit(jax.value_and_grad(naive_loss))(
+    jax.tree.map(jnp.asarray, params), batch, keep_BTE, weight_BT
+  )
+  found, metrics = gradient(params, batch, EVERYTHING, MODEL)
+  np.testing.assert_allclose(metrics['loss/total'], loss, rtol=1e-10)
+  assert_trees_close(found, jax.device_get(grads), rtol=1e-8, atol=1e-11)
+
+
+def test_the_gradient_is_the_finite_difference_of_the_loss(params):
+  """Dropout on, random directions through every leaf."""
+  batch = make_batch()
+  grads, _ = gradient(params, batch, EVERYTHING, MODEL)
+
+  def loss(moved):
+    return gradient(moved, batch, EVERYTHING, MODEL)[1]['loss/total']
+
+  rng = np.random.default_rng(0)
+  for _ in range(3):
+    direction = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
+    up, down = (
+      loss(jax.tree.map(lambda p, d, s=s: p + s * 1e-6 * d, params, direction))
+      for s in (1, -1)
+    )
+    slope = sum(
+      np.sum(g * d)
+      for g, d in zip(
+        jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True
       )
     )
-    z = loss_and_grad(params, np.zeros((B, T)))[0][1]
-    weight_BT, _ = sprm.step_weights(
-      np.asarray(z),
-      batch['step_mask_BT'],
-      batch['correct_B'],
-      kind=kind,
-      score_weight_B=batch['score_weight_B'],
-    )
-    assert weight_BT.any()
-    (loss, _), grads = loss_and_grad(params, np.asarray(weight_BT))
-    found, metrics = gradient(params, batch, cfg, mconfig)
-    np.testing.assert_allclose(metrics['loss/total'], loss, rtol=1e-9)
-    assert_trees_close(found, jax.device_get(grads), rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(slope, (up - down) / 2e-6, rtol=1e-6)
 
 
-OBJECTIVES = {
-  'grpo': policy.grpo(),
-  'dr_grpo': policy.dr_grpo(fixed_length=T, kl_coefficient=1e-2),
-  'dapo': policy.dapo(importance_truncation=1.5),
-  'gspo': policy.gspo(kl_coefficient=1e-2),
-}
-
-
-@pytest.mark.parametrize(
-  ('objective', 'kind'),
-  [('dr_grpo', 'spr'), ('gspo', 'soft')],
-)
-def test_micro_batches_equal_one_batch(objective, kind):
-  with jax.enable_x64(True):
-    mconfig = model_config(dropout=0.5)  # dropout depends on the row alone
-    params = naive.random_params(mconfig)
-    batch = make_batch()
-    cfg = config(objective=OBJECTIVES[objective], score_loss=kind)
-    whole = gradient(params, batch, cfg, mconfig)
-    pieces = gradient(
-      params, batch, dataclasses.replace(cfg, num_micro_batches=4), mconfig
-    )
-    assert_trees_close(pieces, whole, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-  ('mesh', 'dtype', 'tolerance'),
-  [
-    ({'fsdp': 4, 'tensor': 2}, 'float64', 1e-9),
-    ({'data': 2, 'fsdp': 2, 'tensor': 2}, 'float32', 1e-5),
-  ],
-)
-def test_eight_devices_equal_one(mesh, dtype, tolerance):
-  with jax.enable_x64(dtype == 'float64'):
-    mconfig = model_config(dtype, dropout=0.5)
-    sharder = Sharder(make_mesh(mesh))
-    state = state_lib.abstract_state(
-      mconfig, optimiser.OptimiserConfig(), sharder
-    )
-    params = naive.random_params(mconfig)
-    sharded = jax.device_put(
-      params, jax.tree.map(lambda x: x.sharding, state['params'])
-    )
-    # Really split: (layers, D = 16, F = 24) over fsdp and tensor.
-    kernel = sharded['low']['gate_kernel']
-    assert kernel.addressable_shards[0].data.shape == (
-      2,
-      16 // mesh['fsdp'],
-      24 // mesh['tensor'],
-    )
-    moment = state['opt']['backbone'][1].mu['low']['gate_kernel']
-    assert moment.sharding == kernel.sharding
-    head = state['opt']['head'][1].nu['hidden_kernel'].sharding
-    assert head == sharded['score_head']['hidden_kernel'].sharding
-    assert not head.is_fully_replicated
-    batch = make_batch(np.dtype(dtype))
-    cfg = config(num_micro_batches=2)
-    alone = gradient(params, batch, cfg, mconfig)
-    spread = gradient(sharded, sharder.put_batch(batch), cfg, mconfig, sharder)
-    assert_trees_close(spread, alone, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize('term', ['policy', 'score', 'lm'])
-def test_each_term_stands_alone(term):
-  mconfig = model_config('float32')
-  params = naive.random_params(mconfig)
-  batch = make_batch(np.float32)
-  options = dict(policy_coefficient=0.0, score_coefficient=0.0)
-  options['lm_coefficient'] = 0.0
-  options[f'{term}_coefficient'] = 1.0
+def test_the_whole_is_the_sum_of_its_terms(params):
+  """Each term alone, with its inputs only; together they are the whole."""
+  common = {'tokens_BT', 'position_BT', 'segment_BT'}
+  log_prob = {'target_BT', 'temperature_B'}
   needed = {
-    'policy': {
+    'policy': log_prob
+    | {
       'policy_mask_BT',
       'advantage_B',
+      'old_log_prob_BT',
       'ref_log_prob_BT',
+      'sampler_log_prob_BT',
     },
-    'score': {'step_mask_BT', 'correct_B', 'score_weight_B'},
-    'lm': {'lm_mask_BT'},
-  }[term] | {
-    'tokens_BT',
-    'target_BT',
-    'position_BT',
-    'segment_BT',
-    'row_B',
-    'temperature_B',
+    'score': {
+      'row_B',
+      'step_mask_BT',
+      'step_logit_BT',
+      'correct_B',
+      'score_weight_B',
+    },
+    'lm': log_prob | {'lm_mask_BT'},
   }
-  batch = {name: value for name, value in batch.items() if name in needed}
-  grads, metrics = gradient(
-    params, batch, config(score_loss='bce', **options), mconfig
-  )
-  assert np.isfinite(metrics['loss/total'])
-  norms = {
-    name: optax.tree.norm(group)
-    for name, group in optimiser.split_groups(grads).items()
-  }
-  assert norms['backbone'] > 0
-  assert (norms['head'] > 0) == (term == 'score')
-
-
-def test_score_gradient_scale_touches_the_backbone_only():
-  with jax.enable_x64(True):
-    mconfig = model_config()
-    params = naive.random_params(mconfig)
-    batch = make_batch()
-    found = {}
-    for scale in (0.0, 1e-4, 1.0):
-      cfg = config(
-        policy_coefficient=0.0,
-        lm_coefficient=0.0,
-        score_loss='bce',
-        score_gradient_scale=scale,
-      )
-      found[scale] = optimiser.split_groups(
-        gradient(params, batch, cfg, mconfig)[0]
-      )
-    assert_trees_close(found[0.0]['head'], found[1.0]['head'], rtol=1e-12)
-    assert optax.tree.norm(found[0.0]['backbone']) == 0
-    assert_trees_close(
-      found[1e-4]['backbone'],
-      jax.tree.map(lambda x: 1e-4 * x, found[1.0]['backbone']),
-      rtol=1e-9,
-      atol=1e-18,
+  batch = make_batch()
+  total, metrics = gradient(params, batch, EVERYTHING, MODEL)
+  parts, losses = [], []
+  for term, names in needed.items():
+    name = f'{term}_coefficient'
+    alone = dataclasses.replace(
+      EVERYTHING, **OFF | {name: getattr(EVERYTHING, name)}
     )
+    rows = {name: batch[name] for name in common | names}
+    grads, found = gradient(params, rows, alone, MODEL)
+    norms = {
+      group: float(optax.tree.norm(tree))
+      for group, tree in optimiser.split_groups(grads).items()
+    }
+    assert norms['backbone'] > 0
+    assert (norms['head'] > 0) == (term == 'score')
+    parts.append(grads)
+    losses.append(found.pop('loss/total'))
+    for name, value in found.items():  # metrics do not depend on other terms
+      np.testing.assert_allclose(value, metrics[name], rtol=1e-9, err_msg=name)
+  assert_trees_close(
+    jax.tree.map(lambda *x: sum(x), *parts), total, rtol=1e-9, atol=1e-12
+  )
+  np.testing.assert_allclose(sum(losses), metrics['loss/total'], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+  ('options', 'absent'),
+  [
+    (dict(), ()),
+    (
+      dict(objective=policy.dr_grpo(fixed_length=T), score_loss='bce'),
+      ('ref_log_prob_BT', 'step_logit_BT', 'old_log_prob_BT'),
+    ),
+    (
+      # A wide clip, or almost every ratio of these rows is outside it.
+      dict(
+        objective=policy.gspo(kl_coefficient=1e-2, clip_low=0.3, clip_high=1),
+        score_loss='soft',
+      ),
+      ('step_logit_BT',),
+    ),
+  ],
+  ids=['grpo-spr', 'dr_grpo-bce', 'gspo-soft'],
+)
+def test_micro_batches_equal_one_batch(params, options, absent):
+  """Loss, every gradient leaf, every metric; dropout depends on the row."""
+  batch = {k: v for k, v in make_batch().items() if k not in absent}
+  whole = dataclasses.replace(EVERYTHING, **options)
+  pieces = dataclasses.replace(whole, num_micro_batches=4)
+  want = gradient(params, batch, whole, MODEL)
+  got = gradient(params, batch, pieces, MODEL)
+  assert_trees_close(got, want, rtol=1e-9, atol=1e-12)
+  for leaf in jax.tree.leaves(want[0]):
+    assert np.any(leaf)
+
+
+def test_the_score_gradient_scale_touches_the_backbone_only(params):
+  batch = make_batch()
+  found = {
+    scale: optimiser.split_groups(
+      gradient(
+        params,
+        batch,
+        dataclasses.replace(SCORE_ALONE, score_gradient_scale=scale),
+        MODEL,
+      )[0]
+    )
+    for scale in (0.0, 1e-4, 1.0)
+  }
+  for scale in (0.0, 1e-4):
+    assert_trees_close(found[scale]['head'], found[1.0]['head'], rtol=1e-12)
+  for leaf in jax.tree.leaves(found[0.0]['backbone']):
+    np.testing.assert_array_equal(leaf, 0)
+  assert_trees_close(
+    found[1e-4]['backbone'],
+    jax.tree.map(lambda x: 1e-4 * x, found[1.0]['backbone']),
+    rtol=1e-9,
+    atol=1e-18,
+  )
+
+
+def test_a_new_step_or_seed_is_a_new_dropout_mask(params):
+  batch = make_batch()
+  run = program(SCORE_ALONE, MODEL, Sharder())
+  losses = [
+    float(run(params, batch, np.uint32(s), np.int32(t))[1]['loss/score'])
+    for s, t in ((0, 0), (0, 0), (0, 1), (1, 0))
+  ]
+  assert losses[0] == losses[1]
+  assert len(set(losses)) == 3
