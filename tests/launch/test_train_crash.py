@@ -8,6 +8,7 @@ the last event that the killed process wrote says where it was.
 
 import json
 import random
+import re
 import shutil
 import signal
 
@@ -87,13 +88,19 @@ def _in_warmup(events):
   return jobs.phase_of(events) == 'warmup' and updates >= _in_warmup.updates
 
 
-def _second_rollout(events):
-  # The first one of a process loads its program.
-  return events.count('status rollout') >= 2 and events[-1] == 'status rollout'
+def _in_joint_rollout(events):
+  # Not the first one: then everything since the end of the head phase is lost,
+  # rollouts and updates too.
+  joint = 'phase joint' in events and events[events.index('phase joint') :]
+  return (
+    bool(joint)
+    and joint.count('status rollout') >= 2
+    and events[-1] == 'status rollout'
+  )
 
 
-def _saving_after_warmup(events):
-  return events[-1].startswith('saving ') and jobs.phase_of(events) != 'warmup'
+def _saving_in_joint(events):
+  return events[-1].startswith('saving ') and jobs.phase_of(events) == 'joint'
 
 
 def _hit_warmup(events):
@@ -116,8 +123,8 @@ def test_killed_three_times(undisturbed, cache, tmp_path):
   workdir = tmp_path / 'run'
   for moment, hit, longest in (
     (_in_warmup, _hit_warmup, 0.02),
-    (_second_rollout, _hit_rollout, 0.004),
-    (_saving_after_warmup, _hit_saving, 0.02),
+    (_in_joint_rollout, _hit_rollout, 0.004),
+    (_saving_in_joint, _hit_saving, 0.02),
   ):
     for _ in range(4):  # A late signal may hit what follows: again, sooner.
       code, events, stderr = jobs.interrupted_train(
@@ -132,7 +139,8 @@ def test_killed_three_times(undisturbed, cache, tmp_path):
   assert not (workdir / 'summary.json').exists()
   done = jobs.train(workdir, cache)
   assert done.returncode == 0, done.stderr
-  assert 'resumed from checkpoint step' in done.stderr
+  resumed = re.search(r'resumed from checkpoint step (\d+)', done.stderr)
+  assert 43 <= int(resumed[1]) < 48
   _assert_same_run(workdir, undisturbed)
 
 
