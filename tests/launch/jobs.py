@@ -109,7 +109,7 @@ def final_state(workdir):
 def metrics_without_times(workdir) -> list[dict]:
   return [
     {k: v for k, v in row.items() if not k.startswith('time/')}
-    for row in telemetry.read_metrics(workdir / 'metrics')
+    for row in telemetry.read_metrics(workdir)
   ]
 
 

@@ -68,7 +68,7 @@ class Run:
     )
     ends = np.cumsum([phase.steps for phase in recipe.phases])
     self.writer = telemetry_lib.MetricWriter(
-      workdir / 'metrics',
+      workdir,
       sinks=recipe.sinks,
       config=folder.config_dict(recipe),
       primary=jax.process_index() == 0,

@@ -122,7 +122,7 @@ class Stages:
     """Writes summary.json and one report a task; returns the main one."""
     write_json_atomic(self.workdir / 'summary.json', self.summaries)
     self.writer.flush()
-    rows = telemetry_lib.read_metrics(self.workdir / 'metrics')
+    rows = telemetry_lib.read_metrics(self.workdir)
     paths = []
     for task, summaries in self.summaries.items():
       first = not paths

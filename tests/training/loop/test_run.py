@@ -245,8 +245,7 @@ def test_mesh_makes_the_same_step(tmp_path):
   )
   assert report.exists()
   one, eight = (
-    telemetry.read_metrics(tmp_path / name / 'metrics')
-    for name in ('one', 'eight')
+    telemetry.read_metrics(tmp_path / name) for name in ('one', 'eight')
   )
   assert len(one) == len(eight) == 2  # the step, the evaluation
   for row, other in zip(one, eight, strict=True):
