@@ -4,9 +4,10 @@
 
 For each seed: the main job; a control that goes on with the same supervised
 set for the same seconds (its best held-out checkpoint counts, which favours
-it); and from the same warmed head the joint phase without the language-model
-loss and with the paper's filtered SPR loss. Writes docs/evidence.md from the
-saved samples; `--table_only` only rewrites it.
+it); the same control given what the main job never sees, a RIGHT demonstration
+for every problem of that set; and from the same warmed head the joint phase
+without the language-model loss and with the paper's filtered SPR loss. Writes
+docs/evidence.md from the saved samples; `--table_only` only rewrites it.
 """
 
 import argparse
@@ -83,20 +84,26 @@ def branch(main: str, after: str, phase: str) -> list[str]:
   ]
 
 
+def control(name: str, seed: int, *flags: str) -> None:
+  """Supervised training instead of the head and joint phases."""
+  main = f'main-{seed}'
+  train(
+    name,
+    f'--config.seed={seed}',
+    *branch(main, 'warmup', 'control'),
+    f'--config.phases.control.steps={control_steps(main)}',
+    '--config.evaluation.small_problems=512',
+    '--config.evaluation.final_samples=16',
+    *flags,
+  )
+
+
 def jobs(seeds: list[int]) -> None:
   """Every run, the most informative first."""
   for seed in seeds:
     train(f'main-{seed}', f'--config.seed={seed}')
   for seed in seeds:
-    main = f'main-{seed}'
-    train(
-      f'control-{seed}',
-      f'--config.seed={seed}',
-      *branch(main, 'warmup', 'control'),
-      f'--config.phases.control.steps={control_steps(main)}',
-      '--config.evaluation.small_problems=512',
-      '--config.evaluation.final_samples=16',
-    )
+    control(f'control-{seed}', seed)
   for phase in ('joint_no_lm', 'joint_spr'):
     for seed in seeds:
       train(
@@ -104,6 +111,12 @@ def jobs(seeds: list[int]) -> None:
         f'--config.seed={seed}',
         *branch(f'main-{seed}', 'head', phase),
       )
+  for seed in seeds:
+    control(
+      f'control_right-{seed}',
+      seed,
+      f'--config.data.task_options.{TASK}.random_demonstrations=0.0',
+    )
 
 
 def load(name: str, stage: str) -> evaluation.EvaluationSamples:
@@ -180,9 +193,10 @@ def write_table(seeds: list[int]) -> pathlib.Path:
     '| --- | --- | --- | --- | --- | --- | --- | --- |',
   ]
   paired = [
-    '| seed | joint - head, pass@1 | joint - control, pass@1 | best-of-8 -'
+    '| seed | joint - head, pass@1 | joint - control, pass@1 | joint -'
+    ' control_right, pass@1 | best-of-8 -'
     ' majority@8 | best-of-8 - pass@1 | best-of-32 - best-of-8 |',
-    '| --- | --- | --- | --- | --- | --- |',
+    '| --- | --- | --- | --- | --- | --- | --- |',
   ]
   over_majority, over_single = [], []
   for seed in seeds:
@@ -192,16 +206,20 @@ def write_table(seeds: list[int]) -> pathlib.Path:
     head, joint = load(main, 'head'), load(main, 'joint')
     for stage in ('warmup', 'head', 'joint'):
       lines.append(stage_row(f'seed {seed}, {stage}', load(main, stage)))
-    control_cell = 'not run'
-    name = f'control-{seed}'
-    if (RUNS / name / 'summary.json').exists():
-      steps, control = best_control(name)
+    single = per_problem(joint, 'pass@1')
+    over_control = []
+    for kind in ('control', 'control_right'):
+      name = f'{kind}-{seed}'
+      if not (RUNS / name / 'summary.json').exists():
+        over_control.append('not run')
+        continue
+      steps, samples = best_control(name)
       lines.append(
-        stage_row(f'seed {seed}, control (best: step {steps})', control)
+        stage_row(f'seed {seed}, {kind} (best: step {steps})', samples)
       )
-      control_cell = points(
-        evaluation.paired_interval(
-          per_problem(joint, 'pass@1'), per_problem(control, 'pass@1')
+      over_control.append(
+        points(
+          evaluation.paired_interval(single, per_problem(samples, 'pass@1'))
         )
       )
     for variant in ('joint_no_lm', 'joint_spr'):
@@ -210,7 +228,6 @@ def write_table(seeds: list[int]) -> pathlib.Path:
         lines.append(stage_row(f'seed {seed}, {variant}', load(name, variant)))
     best8 = per_problem(joint, 'best')
     majority = per_problem(joint, 'majority')
-    single = per_problem(joint, 'pass@1')
     over_majority.append((best8 - majority).mean())
     over_single.append((best8 - single).mean())
     paired.append(
@@ -220,7 +237,7 @@ def write_table(seeds: list[int]) -> pathlib.Path:
           points(
             evaluation.paired_interval(single, per_problem(head, 'pass@1'))
           ),
-          control_cell,
+          *over_control,
           points(evaluation.paired_interval(best8, majority)),
           points(evaluation.paired_interval(best8, single)),
           points(
