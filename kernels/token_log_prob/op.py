@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.token_log_prob import xla
+from kernels.token_log_prob.xla import mask_padding as mask_padding
 
 # Logits alive at a time, counted over the whole batch: 2**24 float32 = 64 MiB.
 # At the tiny recipe's vocabulary one chunk holds a whole micro-batch; at
@@ -18,6 +19,7 @@ def token_log_prob(
   *,
   temperature: float | jax.Array = 1.0,
   chunk: int | None = None,
+  vocab_size: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Log-prob of each taken token and entropy of its distribution.
 
@@ -32,6 +34,7 @@ def token_log_prob(
       use the rollout temperature.)
     chunk: positions of the length axis whose logits exist at a time; default:
       as many as keep B x chunk x V within 64 MiB of float32.
+    vocab_size: columns from here on are padding, never a token; None = V.
 
   Returns:
     log_prob_BT (nats) and entropy_BT (nats), float32 or better.
@@ -44,5 +47,10 @@ def token_log_prob(
     jnp.asarray(temperature, acc), target_BT.shape[:1]
   )
   return xla.token_log_prob(
-    hidden_BTD, kernel_DV, target_BT, temperature_B, int(chunk)
+    hidden_BTD,
+    kernel_DV,
+    target_BT,
+    temperature_B,
+    int(chunk),
+    vocab_size or kernel_DV.shape[1],
   )

@@ -29,10 +29,23 @@ def _unchunked(x_NBt: jax.Array, length: int) -> jax.Array:
   return x[:, :length]
 
 
-def _logits(hidden, kernel, temperature):
+# Finite: a probability of 0 times minus infinity would be NaN.
+NEVER_A_TOKEN = -1e30
+
+
+def mask_padding(logits: jax.Array, vocab_size: int) -> jax.Array:
+  """Columns from `vocab_size` on become NEVER_A_TOKEN: (..., V) -> (..., V)."""
+  V = logits.shape[-1]
+  if V == vocab_size:
+    return logits
+  return jnp.where(jnp.arange(V) < vocab_size, logits, NEVER_A_TOKEN)
+
+
+def _logits(hidden, kernel, temperature, vocab_size):
   acc = jnp.promote_types(hidden.dtype, jnp.float32)
   logits = jnp.einsum('BtD,DV->BtV', hidden, kernel, preferred_element_type=acc)
-  return logits / temperature[:, None, None].astype(acc)
+  logits = logits / temperature[:, None, None].astype(acc)
+  return mask_padding(logits, vocab_size)
 
 
 def _is_target(target, vocab):
@@ -43,8 +56,8 @@ def _is_target(target, vocab):
   ) == jnp.expand_dims(target, -1)
 
 
-def _forward_chunk(hidden, kernel, target, temperature):
-  logits = _logits(hidden, kernel, temperature)
+def _forward_chunk(hidden, kernel, target, temperature, vocab_size):
+  logits = _logits(hidden, kernel, temperature, vocab_size)
   log_z = jax.nn.logsumexp(logits, axis=-1)
   taken = jnp.sum(
     jnp.where(_is_target(target, logits.shape[-1]), logits, 0), axis=-1
@@ -55,9 +68,17 @@ def _forward_chunk(hidden, kernel, target, temperature):
 
 
 def _backward_chunk(
-  hidden, kernel, target, log_z, entropy, d_log_prob, d_entropy, temperature
+  hidden,
+  kernel,
+  target,
+  log_z,
+  entropy,
+  d_log_prob,
+  d_entropy,
+  temperature,
+  vocab_size,
 ):
-  logits = _logits(hidden, kernel, temperature)
+  logits = _logits(hidden, kernel, temperature, vocab_size)
   log_p = logits - log_z[..., None]
   p = jnp.exp(log_p)
   # d log p_target / d l_v = [v = target] - p_v
@@ -78,26 +99,28 @@ def _backward_chunk(
   return d_hidden, d_kernel
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def token_log_prob(hidden_BTD, kernel_DV, target_BT, temperature_B, chunk):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def token_log_prob(
+  hidden_BTD, kernel_DV, target_BT, temperature_B, chunk, vocab_size
+):
   """Chunked form of `op.token_log_prob`; `chunk` positions at a time."""
   (log_prob, entropy), _ = _fwd(
-    hidden_BTD, kernel_DV, target_BT, temperature_B, chunk
+    hidden_BTD, kernel_DV, target_BT, temperature_B, chunk, vocab_size
   )
   return log_prob, entropy
 
 
-def _fwd(hidden_BTD, kernel_DV, target_BT, temperature, chunk):
+def _fwd(hidden_BTD, kernel_DV, target_BT, temperature, chunk, vocab_size):
   T = target_BT.shape[1]
   if chunk >= T:
     log_prob, entropy, log_z = _forward_chunk(
-      hidden_BTD, kernel_DV, target_BT, temperature
+      hidden_BTD, kernel_DV, target_BT, temperature, vocab_size
     )
   else:
     _, (log_prob, entropy, log_z) = jax.lax.scan(
       lambda carry, x: (
         carry,
-        _forward_chunk(x[0], kernel_DV, x[1], temperature),
+        _forward_chunk(x[0], kernel_DV, x[1], temperature, vocab_size),
       ),
       None,
       (_chunked(hidden_BTD, chunk), _chunked(target_BT, chunk)),
@@ -116,7 +139,7 @@ def _fwd(hidden_BTD, kernel_DV, target_BT, temperature, chunk):
   return (log_prob, entropy), residuals
 
 
-def _bwd(chunk, residuals, cotangents):
+def _bwd(chunk, vocab_size, residuals, cotangents):
   hidden_BTD, kernel_DV, target_BT, temperature, log_z, entropy = residuals
   d_log_prob, d_entropy = cotangents
   T = target_BT.shape[1]
@@ -130,13 +153,14 @@ def _bwd(chunk, residuals, cotangents):
       d_log_prob,
       d_entropy,
       temperature,
+      vocab_size,
     )
   else:
 
     def body(d_kernel, x):
       hidden, target, *rest = x
       d_hidden, d_chunk = _backward_chunk(
-        hidden, kernel_DV, target, *rest, temperature
+        hidden, kernel_DV, target, *rest, temperature, vocab_size
       )
       return d_kernel + d_chunk, d_hidden
 

@@ -1,6 +1,17 @@
-"""Checkpoints: saved whole, verified before use, restored on any sharding."""
+"""Checkpoints: saved whole, verified before use, restored on any sharding.
 
-from metastone_jax.checkpoints.manager import CheckpointManager
-from metastone_jax.telemetry.files import write_json_atomic
+Models of others in and out: `Pretrained` opens one, `export_folder` writes one.
+"""
 
-__all__ = ['CheckpointManager', 'write_json_atomic']
+from metastone_jax.checkpoints.huggingface.export import (
+  export_folder as export_folder,
+)
+from metastone_jax.checkpoints.huggingface.export import (
+  leaf_reader as leaf_reader,
+)
+from metastone_jax.checkpoints.manager import (
+  CheckpointManager as CheckpointManager,
+)
+from metastone_jax.checkpoints.pretrained import Pretrained as Pretrained
+from metastone_jax.checkpoints.pretrained import write_folder as write_folder
+from metastone_jax.telemetry.files import write_json_atomic as write_json_atomic

@@ -117,6 +117,18 @@ class CheckpointManager:
     step = self._choose(step, fallback)
     return self._io.read_extra(step), step
 
+  def verified_step(self, step: int | None = None) -> int:
+    """Returns `step` (the newest by default) after verifying its files.
+
+    Raises:
+      UserError: As restore().
+    """
+    return self._choose(step, False)
+
+  def arrays(self, step: int) -> dict[str, dict[str, Any]]:
+    """Returns {'shape': [...], 'dtype': name} of each array by its path."""
+    return self._records.read(step)['arrays']
+
   # Saving.
 
   def save(
@@ -216,6 +228,7 @@ class CheckpointManager:
     *,
     partial: bool = False,
     fallback: bool = False,
+    verified: bool = False,
   ) -> tuple[PyTree, dict[str, Any], int]:
     """Verifies and reads a checkpoint.
 
@@ -229,6 +242,8 @@ class CheckpointManager:
         out (the parameters without the optimiser's state).
       fallback: If true and `step` is None, damaged checkpoints are passed over
         with a warning.
+      verified: If true, `step` comes from `verified_step` and its files are
+        not read a second time for their digests.
 
     Returns:
       (state in the structure of `abstract_state`, extra, step).
@@ -238,7 +253,8 @@ class CheckpointManager:
         (names the file and the last good step), or it does not fit (names the
         first parameter that differs).
     """
-    step = self._choose(step, fallback)
+    if not verified:
+      step = self._choose(step, fallback)
     extra = self._io.read_extra(step)
     saved = self._records.read(step)['arrays']
     if abstract_state is None:

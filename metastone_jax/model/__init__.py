@@ -3,6 +3,7 @@
 from metastone_jax.model.config import ModelConfig as ModelConfig
 from metastone_jax.model.config import preset as preset
 from metastone_jax.model.layers import LayerCache as LayerCache
+from metastone_jax.model.rope import RopeScaling as RopeScaling
 from metastone_jax.model.transformer import Params as Params
 from metastone_jax.model.transformer import ReflectiveModel as ReflectiveModel
 from metastone_jax.model.transformer import abstract_params as abstract_params

@@ -7,6 +7,7 @@ F feed-forward width, L layers.
 import dataclasses
 
 from metastone_jax.errors import UserError
+from metastone_jax.model.rope import RopeScaling
 
 REMAT_POLICIES = ('none', 'full', 'dots')
 DTYPES = ('float32', 'bfloat16', 'float64')
@@ -24,7 +25,11 @@ class ModelConfig:
     num_kv_heads: K key/value heads; divides H.
     head_width: h.
     feed_forward: F, SwiGLU inner width.
+    vocab_multiple: embedding rows are padded to a multiple of it, so that a
+      mesh axis divides them; padding is never a token and never exported.
     rope_theta: base of the rotary embedding.
+    rope_scaling: frequencies of longer contexts (YaRN, ...); None = as
+      pretrained.
     norm_eps: epsilon of every RMSNorm.
     qkv_bias: biases on q, k and v (Qwen2: True, Qwen3: False).
     qk_norm: RMSNorm on each query and key head (Qwen3: True).
@@ -47,7 +52,9 @@ class ModelConfig:
   num_kv_heads: int
   head_width: int
   feed_forward: int
+  vocab_multiple: int = 1
   rope_theta: float = 10_000.0
+  rope_scaling: RopeScaling | None = None
   norm_eps: float = 1e-6
   qkv_bias: bool = True
   qk_norm: bool = False
@@ -68,6 +75,7 @@ class ModelConfig:
       'num_kv_heads',
       'head_width',
       'feed_forward',
+      'vocab_multiple',
     ):
       if int(getattr(self, name)) < 1:
         raise UserError(f'model.{name}={getattr(self, name)} must be >= 1')
@@ -108,6 +116,11 @@ class ModelConfig:
     if self.feature_layer is None:
       return self.num_layers - 1
     return self.feature_layer
+
+  @property
+  def padded_vocab_size(self) -> int:
+    """Rows of the embedding: V rounded up to `vocab_multiple`."""
+    return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
   @property
   def num_score_parameters(self) -> int:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kernels.scoring_head import scoring_head
+from kernels.token_log_prob import mask_padding
 from metastone_jax.model.config import ModelConfig
 from metastone_jax.model.layers import (
   Block,
@@ -64,7 +65,7 @@ class ReflectiveModel(nnx.Module):
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     self.config = config
-    D, V = config.width, config.vocab_size
+    D, V = config.width, config.padded_vocab_size
     dtype = jnp.dtype(config.param_dtype)
     # Tied: rows of norm ~1, so that the transposed table gives logits of
     # order 1 from a normed hidden state.
@@ -102,6 +103,16 @@ class ReflectiveModel(nnx.Module):
       return self.embedding[...].astype(self.config.dtype).T
     return self.policy_kernel[...].astype(self.config.dtype)
 
+  def _rotation(self, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+    config = self.config
+    return rotation(
+      position,
+      config.head_width,
+      config.rope_theta,
+      config.dtype,
+      config.rope_scaling,
+    )
+
   def _run(self, stack: Block, x, cos, sin, segment, sharder, keep_cache):
     graph, state = nnx.split(stack)
 
@@ -136,9 +147,7 @@ class ReflectiveModel(nnx.Module):
       keep_cache) the stacked (k, v) of both stacks, (layers, B, T, K, h) each.
     """
     config = self.config
-    cos, sin = rotation(
-      position_BT, config.head_width, config.rope_theta, config.dtype
-    )
+    cos, sin = self._rotation(position_BT)
     x = sharder.constrain(self.embed(token_BT), 'batch', 'length', 'activation')
     run = functools.partial(
       self._run,
@@ -170,14 +179,18 @@ class ReflectiveModel(nnx.Module):
     )
 
   def logits(self, hidden: jax.Array) -> jax.Array:
-    """Policy logits of final hidden states: (..., D) -> (..., V)."""
+    """Policy logits of final hidden states: (..., D) -> (..., V).
+
+    V counts the padding of `vocab_multiple`, whose logits are NEVER_A_TOKEN.
+    """
     acc = jnp.promote_types(hidden.dtype, jnp.float32)
-    return jnp.einsum(
+    logits = jnp.einsum(
       '...D,DV->...V',
       hidden,
       self.policy_kernel_DV(),
       preferred_element_type=acc,
     )
+    return mask_padding(logits, self.config.vocab_size)
 
   def prefill(
     self,
@@ -249,9 +262,7 @@ class ReflectiveModel(nnx.Module):
       hidden_PND (final norm), feature_PND entering block f, updated caches.
     """
     config = self.config
-    cos, sin = rotation(
-      position_PN, config.head_width, config.rope_theta, config.dtype
-    )
+    cos, sin = self._rotation(position_PN)
     x = self.embed(token_PN)
     feature = None
     updated = []

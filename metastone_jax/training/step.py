@@ -178,6 +178,7 @@ def log_prob_pass(
         rows['target_BT'],
         temperature=rows['temperature_B'],
         chunk=log_prob_chunk,
+        vocab_size=model_config.vocab_size,
       )
     if with_step_logit:
       out['step_logit_BT'] = model.score(feature)
@@ -215,6 +216,7 @@ def _loss_sums(
       rows['target_BT'],
       temperature=rows['temperature_B'],
       chunk=config.log_prob_chunk,
+      vocab_size=model_config.vocab_size,
     )
   if config.policy_coefficient:
     mask_BT = rows['policy_mask_BT']

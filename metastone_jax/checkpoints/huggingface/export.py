@@ -1,0 +1,196 @@
+"""A model as a Hugging Face folder with both heads.
+
+The folder is made under another name and appears whole or not at all;
+config.json, without which nothing loads it, is the last file to be written.
+"""
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from metastone_jax.checkpoints.huggingface import score_module
+from metastone_jax.checkpoints.huggingface.config import write_config
+from metastone_jax.checkpoints.huggingface.names import (
+  Tensor,
+  backbone_tensors,
+  score_tensors,
+)
+from metastone_jax.checkpoints.huggingface.safetensors_files import (
+  INDEX,
+  plan_shards,
+  write_file,
+)
+from metastone_jax.checkpoints.huggingface.source import TensorInfo
+from metastone_jax.errors import UserError
+from metastone_jax.model import ModelConfig
+from metastone_jax.telemetry.files import is_remote
+
+DTYPES = {
+  'float32': np.dtype(np.float32),
+  'bfloat16': np.dtype(ml_dtypes.bfloat16),
+}
+_SHARD_BYTES = 5_000_000_000
+
+# (path of a leaf, layer or None) -> the leaf, of one layer, on the host.
+ReadLeaf = Callable[[tuple[str, ...], int | None], np.ndarray]
+
+
+def export_folder(
+  out: epath.PathLike,
+  config: ModelConfig,
+  read_leaf: ReadLeaf,
+  *,
+  dtype: str = 'bfloat16',
+  files: Mapping[str, bytes] | None = None,
+  card: str = '',
+  overwrite: bool = False,
+  shard_bytes: int = _SHARD_BYTES,
+  progress: Callable[[int, int], None] = lambda done, total: None,
+) -> epath.Path:
+  """Writes the folder.
+
+  Args:
+    out: its path; must not exist, or be empty.
+    config: shapes of the model.
+    read_leaf: gives one parameter at a time.
+    dtype: of the tensors, 'float32' or 'bfloat16'.
+    files: small files that came with the model (tokenizer, config.json, ...).
+    card: text of README.md.
+    overwrite: replace a folder that is there.
+    shard_bytes: largest safetensors file.
+    progress: called with (bytes done, bytes in all).
+
+  Returns:
+    The folder.
+
+  Raises:
+    UserError: the folder exists, an unknown dtype, or a full disk; nothing is
+      left behind.
+  """
+  if dtype not in DTYPES:
+    raise UserError(f'--dtype={dtype}: use one of {", ".join(DTYPES)}')
+  out = epath.Path(out)
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not overwrite:
+      raise UserError(
+        f'{out} exists already; give another --out, or --overwrite'
+      )
+  files = dict(files or {})
+  base = files.pop('config.json', None)
+  tree = write_config(
+    config, dtype, base=json.loads(base) if base is not None else None
+  )
+  folder = out if is_remote(out) else out.parent / f'.{out.name}.incomplete'
+  if folder.exists():
+    folder.rmtree()  # of a killed export, or to be overwritten
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_weights(
+      folder, config, read_leaf, DTYPES[dtype], shard_bytes, progress
+    )
+    for name, content in files.items():
+      (folder / name).write_bytes(content)
+    if card:
+      (folder / 'README.md').write_text(card)
+    (folder / 'config.json').write_text(json.dumps(tree, indent=2) + '\n')
+    if folder != out:
+      if out.exists():
+        out.rmtree()
+      os.replace(folder, out)
+  except OSError as error:
+    _remove(folder)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+      raise UserError(
+        f'the disk of {out} is full: nothing was exported; free '
+        f'{_needed(config, dtype) / 1e9:.2f} GB or give another --out'
+      ) from error
+    raise UserError(
+      f'{out} cannot be written ({error.strerror or error}): nothing was '
+      'exported'
+    ) from error
+  except BaseException:
+    _remove(folder)
+    raise
+  return out
+
+
+def _remove(folder: epath.Path) -> None:
+  if folder.exists():
+    folder.rmtree()
+
+
+def _needed(config: ModelConfig, dtype: str) -> int:
+  count = config.num_backbone_parameters + 3 * config.num_score_parameters
+  return count * DTYPES[dtype].itemsize
+
+
+def _write_weights(folder, config, read_leaf, dtype, shard_bytes, progress):
+  tensors = {tensor.name: tensor for tensor in backbone_tensors(config)}
+  infos = {k: TensorInfo(t.shape, dtype) for k, t in tensors.items()}
+  total = sum(info.nbytes for info in infos.values())
+  done = 0
+
+  def arrays(names: list[str]) -> Iterator[np.ndarray]:
+    nonlocal done
+    for name in names:
+      tensor = tensors[name]
+      leaf = read_leaf(tensor.path, tensor.layer)
+      yield tensor.from_leaf(leaf).astype(dtype)
+      done += infos[name].nbytes
+      progress(done, total)
+
+  shards = plan_shards({k: v.nbytes for k, v in infos.items()}, shard_bytes)
+  for file, names in shards:
+    write_file(folder / file, {k: infos[k] for k in names}, arrays(names))
+  if len(shards) > 1:
+    index = {
+      'metadata': {'total_size': total},
+      'weight_map': {name: file for file, names in shards for name in names},
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + '\n')
+  # The head is small and judged by its last digits: kept in float32.
+  head = {
+    tensor.name: tensor.from_leaf(read_leaf(tensor.path, None)).astype(
+      np.float32
+    )
+    for tensor in score_tensors(config)
+  }
+  write_file(
+    folder / score_module.SAFE,
+    {name: TensorInfo(x.shape, x.dtype) for name, x in head.items()},
+    head.values(),
+    # Which residual stream it reads, for whoever serves it.
+    {'feature_layer': str(config.split)},
+  )
+  score_module.write_pickled(folder / score_module.PICKLED, head)
+
+
+def leaf_reader(params: Mapping[str, Any]) -> ReadLeaf:
+  """ReadLeaf of parameters on devices (every shard on this host's)."""
+
+  def read(path: tuple[str, ...], layer: int | None) -> np.ndarray:
+    leaf: Any = params
+    for key in path:
+      leaf = leaf[key]
+    if layer is not None:
+      leaf = _layer(leaf, layer)
+    return np.asarray(jax.device_get(leaf))
+
+  return read
+
+
+@jax.jit
+def _layer(stack: jax.Array, layer: int) -> jax.Array:
+  return jax.lax.dynamic_index_in_dim(stack, layer, 0, keepdims=False)
+
+
+def file_tensors(config: ModelConfig) -> list[Tensor]:
+  """Every tensor of an export, both heads."""
+  return [*backbone_tensors(config), *score_tensors(config)]

@@ -1,0 +1,219 @@
+"""Pretrained tensors straight to the devices' shards.
+
+A tensor is read by slice, put on the devices in the file's own layout and
+dtype, and transposed, cast and written into its place (a layer of a stack)
+there, so the host holds about one tensor at a time.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metastone_jax.checkpoints.huggingface.names import (
+  Tensor,
+  backbone_tensors,
+  score_tensors,
+)
+from metastone_jax.checkpoints.huggingface.source import TensorSource
+from metastone_jax.errors import UserError
+from metastone_jax.model import (
+  ModelConfig,
+  Params,
+  abstract_params,
+  init_params,
+  param_axes,
+)
+from metastone_jax.parallel import Sharder
+
+# Buffers that old files hold and the config determines.
+_IGNORED = ('rotary_emb.inv_freq',)
+
+
+def check_tensors(source: TensorSource, config: ModelConfig) -> None:
+  """Refuses, before anything is read, a source that is not this model.
+
+  Raises:
+    UserError: the first missing, unexpected or misshapen tensor, by name.
+  """
+  wanted = {tensor.name: tensor for tensor in backbone_tensors(config)}
+  for name, tensor in wanted.items():
+    info = source.tensors.get(name)
+    if info is None:
+      hint = (
+        '; tie_word_embeddings=true in config.json would do without it'
+        if name == 'lm_head.weight'
+        else ''
+      )
+      raise UserError(
+        f'{source.name} has no tensor {name} of shape {tensor.shape}, which '
+        f'its config asks for{hint}'
+      )
+    if info.shape != tensor.shape:
+      rows = (
+        f' (vocab_size={config.vocab_size})'
+        if tensor.padded is not None
+        else ''
+      )
+      raise UserError(
+        f'{source.name}: tensor {name} has shape {info.shape}, but its config '
+        f'gives {tensor.shape}{rows}; the weights and config.json do not '
+        'belong together'
+      )
+  for name in source.tensors:
+    if name in wanted or name.endswith(_IGNORED):
+      continue
+    if name == 'lm_head.weight' and config.tied_embeddings:
+      head = source.read(name)
+      if np.array_equal(head, source.read('model.embed_tokens.weight')):
+        continue
+      raise UserError(
+        f'{source.name} has an lm_head.weight of its own, but its config says '
+        'tie_word_embeddings=true; set that to false'
+      )
+    raise UserError(
+      f'{source.name} has an unexpected tensor {name} of shape '
+      f'{source.tensors[name].shape}: this model would ignore it'
+    )
+
+
+def load_backbone(
+  source: TensorSource,
+  config: ModelConfig,
+  sharder: Sharder,
+  progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Params:
+  """Everything but the score head, sharded, in `config.param_dtype`.
+
+  Args:
+    source: the pretrained model.
+    config: its shapes.
+    sharder: mesh and rules.
+    progress: called with (bytes done, bytes in all).
+
+  Raises:
+    UserError: see `check_tensors`; a damaged file.
+  """
+  check_tensors(source, config)
+  abstract, axes = abstract_params(config), param_axes(config)
+  tensors = list(backbone_tensors(config))
+  total = sum(source.tensors[tensor.name].nbytes for tensor in tensors)
+  params: Params = {'low': {}, 'high': {}}
+  done = 0
+  for tensor in tensors:
+    leaf, names = abstract, axes
+    for key in tensor.path:
+      leaf, names = leaf[key], names[key]
+    *folders, last = tensor.path
+    node = functools.reduce(lambda tree, key: tree[key], folders, params)
+    sharding = sharder.sharding(names, leaf.shape)
+    layer_names = names if tensor.layer is None else names[1:]
+    array = _to_devices(source, tensor, layer_names, sharder)
+    if tensor.layer is None:
+      node[last] = _whole(tensor.order, leaf.dtype, sharding)(array)
+    else:
+      if last not in node:
+        node[last] = _empty(leaf.shape, leaf.dtype, sharding)
+      node[last] = _layer(tensor.order, sharding)(
+        node[last], array, jax.device_put(np.int32(tensor.layer))
+      )
+    # The next read must not pile up behind the devices.
+    jax.block_until_ready(node[last])
+    done += source.tensors[tensor.name].nbytes
+    progress(done, total)
+  return params
+
+
+def _to_devices(source, tensor: Tensor, names, sharder: Sharder) -> jax.Array:
+  """A tensor as `leaf_view`, in its file's dtype, split as its leaf will be."""
+  shape = tensor.leaf_view
+  view_names = [names[tensor.order.index(axis)] for axis in range(len(shape))]
+  parts: dict[tuple, np.ndarray] = {}
+
+  def read(index: tuple[slice, ...]) -> np.ndarray:
+    bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+    if bounds not in parts:
+      # Devices with the same part (a data axis) share one read.
+      parts.clear()
+      parts[bounds] = _read_part(source, tensor, bounds)
+    return parts[bounds]
+
+  sharding = sharder.sharding(view_names, shape)
+  if sharding is None:
+    return jax.device_put(read(tuple(slice(0, n) for n in shape)))
+  return jax.make_array_from_callback(shape, sharding, read)
+
+
+def _read_part(source, tensor: Tensor, bounds) -> np.ndarray:
+  rows = min(bounds[0][1], tensor.view[0]) - bounds[0][0]
+  sizes = [stop - start for start, stop in bounds]
+  dtype = source.tensors[tensor.name].dtype
+  if rows <= 0:  # nothing but padding
+    return np.zeros(sizes, dtype)
+  inside = [(bounds[0][0], bounds[0][0] + rows), *bounds[1:]]
+  part = source.read(
+    tensor.name, tensor.file_index(tuple(slice(*bound) for bound in inside))
+  ).reshape(rows, *sizes[1:])
+  if rows < sizes[0]:
+    padding = [(0, sizes[0] - rows)] + [(0, 0)] * (part.ndim - 1)
+    part = np.pad(part, padding)
+  return part
+
+
+def _empty(shape, dtype, sharding):
+  return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+
+
+@functools.cache
+def _whole(order, dtype, sharding):
+  return jax.jit(
+    lambda x: jnp.transpose(x, order).astype(dtype), out_shardings=sharding
+  )
+
+
+@functools.cache
+def _layer(order, sharding):
+  def write(stack, x, layer):
+    x = jnp.transpose(x, order).astype(stack.dtype)
+    return jax.lax.dynamic_update_index_in_dim(stack, x, layer, 0)
+
+  return jax.jit(write, donate_argnums=0, out_shardings=sharding)
+
+
+def load_score_head(
+  state: dict[str, np.ndarray], config: ModelConfig, sharder: Sharder
+) -> Params:
+  """The score head's parameters from its released tensors."""
+  axes = param_axes(config)['score_head']
+  head = {}
+  for tensor in score_tensors(config):
+    leaf = tensor.to_leaf(state[tensor.name]).astype(config.param_dtype)
+    name = tensor.path[-1]
+    sharding = sharder.sharding(axes[name], leaf.shape)
+    head[name] = jax.device_put(np.ascontiguousarray(leaf), sharding)
+  return head
+
+
+def fresh_score_head(
+  config: ModelConfig, seed: int, sharder: Sharder
+) -> Params:
+  """A new score head, as `init_params` makes it for this seed."""
+  shardings = None
+  if sharder.mesh is not None:
+    abstract = abstract_params(config)['score_head']
+    shardings = sharder.tree_shardings(
+      abstract, param_axes(config)['score_head']
+    )
+  # Nothing else of init_params is computed: XLA drops what is not returned.
+  make = jax.jit(
+    lambda key: init_params(config, key)['score_head'], out_shardings=shardings
+  )
+  return make(jax.random.key(seed))
+
+
+def count_bytes(tensors: Iterable[Tensor], itemsize: int) -> int:
+  """Bytes of tensors with elements of so many bytes."""
+  return sum(math.prod(tensor.shape) * itemsize for tensor in tensors)

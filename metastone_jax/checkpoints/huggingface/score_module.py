@@ -1,0 +1,105 @@
+"""The released score head file: `score_module.pt`, or the same as safetensors.
+
+Keys 0.weight (2D, D), 0.bias (2D), 3.weight (1, 2D), 3.bias (1): what
+`torch.nn.Sequential(Linear, ReLU, Dropout, Linear)` loads (SPEC 7). The .pt is
+read with torch's weights-only reader, which runs no code from the file; torch
+is imported only here and only for it (extra `export`).
+"""
+
+import pickle
+from collections.abc import Mapping
+
+import numpy as np
+from etils import epath
+
+from metastone_jax.checkpoints.huggingface.names import score_tensors
+from metastone_jax.checkpoints.huggingface.safetensors_files import (
+  SafetensorsFile,
+)
+from metastone_jax.errors import UserError
+from metastone_jax.model import ModelConfig
+
+PICKLED = 'score_module.pt'
+SAFE = 'score_module.safetensors'
+
+
+def import_torch():
+  """torch, or a UserError that says how to get it."""
+  try:
+    import torch
+  except ImportError as error:
+    raise UserError(
+      f"{PICKLED} needs torch: pip install 'metastone_jax[export]', or give "
+      f'the head as {SAFE}'
+    ) from error
+  return torch
+
+
+def read_score_module(
+  path: epath.Path, config: ModelConfig
+) -> dict[str, np.ndarray]:
+  """The head's tensors by their released keys, float32.
+
+  Args:
+    path: a .pt or .safetensors file.
+    config: of the backbone, whose width the head must have.
+
+  Raises:
+    UserError: not a state dict, other keys, or another width.
+  """
+  if path.name.endswith('.safetensors'):
+    file = SafetensorsFile(path)
+    state = {name: file.read(name) for name in file.tensors}
+    file.close()
+  else:
+    torch = import_torch()
+    try:
+      with path.open('rb') as stream:
+        tree = torch.load(stream, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
+      raise UserError(
+        f'{path} is no plain state dict of tensors, and nothing else is read '
+        '(a pickle can run code); save it with torch.save('
+        'module.state_dict(), path)'
+      ) from e
+    if not isinstance(tree, Mapping) or not all(
+      isinstance(value, torch.Tensor) for value in tree.values()
+    ):
+      raise UserError(
+        f'{path} holds a {type(tree).__name__}, not a state dict of tensors; '
+        'save it with torch.save(module.state_dict(), path)'
+      )
+    state = {name: value.float().numpy() for name, value in tree.items()}
+  wanted = {tensor.name: tensor for tensor in score_tensors(config)}
+  for name in wanted:
+    if name not in state:
+      raise UserError(
+        f'{path} has no {name}; a score head has {", ".join(wanted)}'
+      )
+  for name in state:
+    if name not in wanted:
+      raise UserError(
+        f'{path} has an unexpected {name}; a score head has {", ".join(wanted)}'
+      )
+  for name, tensor in wanted.items():
+    if state[name].shape != tensor.shape:
+      raise UserError(
+        f'{path}: {name} has shape {state[name].shape}, not {tensor.shape}: '
+        f'the head belongs to another width than this backbone of '
+        f'{config.width}'
+      )
+  return {name: np.asarray(state[name], np.float32) for name in wanted}
+
+
+def write_pickled(path: epath.Path, state: Mapping[str, np.ndarray]) -> None:
+  """Writes `score_module.pt` as the released code saves it."""
+  torch = import_torch()
+  tensors = {
+    # bfloat16 and numpy do not know each other: by way of float32, exactly.
+    name: torch.from_numpy(np.array(value, np.float32)).to(
+      getattr(torch, np.dtype(value.dtype).name)
+    )
+    for name, value in state.items()
+  }
+  with path.open('wb') as stream:
+    torch.save(tensors, stream)
