@@ -43,9 +43,9 @@ def _parse(argv: list[str]) -> list[str]:
   """absl's parser, with bad flags and config keys as one line."""
   try:
     rest = flags.FLAGS(argv)
-    config = flags.FLAGS.get_flag_value('config', None)
-    # A file that is not there is reported at the first look at its contents.
-    getattr(config, 'items', None)
+    if 'config' in flags.FLAGS:
+      # A missing file is reported at the first look at its contents.
+      getattr(flags.FLAGS['config'].value, 'items', None)
   except flags.Error as error:
     # ml_collections puts the whole traceback of a config file in there.
     text, traced, trace = str(error).strip().partition('Traceback')

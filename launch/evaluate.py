@@ -3,17 +3,25 @@ r"""Evaluates a checkpoint on held-out problems: table, plots, report.
   python -m launch.evaluate --checkpoint=runs/tiny --samples=64
 
 Pass@1, majority, score-weighted vote, SPRM best-of-k and oracle pass@k with
-95 % intervals. Finished tasks are kept: the same command again goes on.
+95 % intervals, and every response with its score as JSON lines in the released
+format. Finished tasks are kept: the same command again goes on.
 """
 
+import dataclasses
 import json
 
 from absl import flags
 from etils import epath
+from ml_collections import config_flags
 
 from launch import cli
 from metastone_jax import evaluation
-from metastone_jax.checkpoints import CheckpointManager, write_json_atomic
+from metastone_jax.checkpoints import (
+  CheckpointManager,
+  Pretrained,
+  is_ours,
+  write_json_atomic,
+)
 from metastone_jax.errors import UserError
 from metastone_jax.telemetry import Progress
 from metastone_jax.training import loop
@@ -21,7 +29,13 @@ from metastone_jax.training import loop
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint',
   None,
-  'Folder of a run (it holds config.json), or its checkpoints folder.',
+  'Folder of a run or of launch.ingest.',
+)
+_CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  None,
+  'Tasks, lengths and sampling; default: those of the run.',
+  lock_config=True,
 )
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint step; default: newest.')
 _OUT = flags.DEFINE_string(
@@ -35,6 +49,21 @@ _SAMPLES = flags.DEFINE_integer('samples', 64, 'Responses a problem.')
 _KS = flags.DEFINE_list('k', ['1', '2', '8', '32'], 'Candidates k to report.')
 _PROMPTS = flags.DEFINE_integer(
   'prompts_per_call', 64, 'Problems drawn by one program call.'
+)
+_TOKEN_IDS = flags.DEFINE_bool(
+  'token_ids', False, 'Also write the token ids into the result file.'
+)
+_MODE = flags.DEFINE_enum(
+  'mode',
+  'complete',
+  ['complete'],
+  "'complete': whole responses, each scored by its thinking.",
+)
+_RELEASED = flags.DEFINE_bool(
+  'released_scores',
+  False,
+  'Score as the released server does: a think tag counts only where it occurs '
+  'once, a response without step marks scores 0.',
 )
 
 
@@ -57,6 +86,21 @@ def _ks() -> tuple[int, ...]:
   return tuple(k for k in ks if k <= _SAMPLES.value)
 
 
+def _recipe(root: epath.Path) -> loop.Recipe:
+  """The recipe of a run, or --config for the model of this folder."""
+  if _CONFIG.value is not None:
+    recipe = loop.parse_recipe(_CONFIG.value)
+    model = {k: v for k, v in recipe.model.items() if k != 'preset'}
+    return dataclasses.replace(recipe, model={**model, 'source': str(root)})
+  path = root / 'config.json'
+  if not path.exists():
+    raise UserError(
+      f'{root} comes from launch.ingest and has no tasks of its own; give '
+      '--config, for example --config=configs/smollm2_135m.py'
+    )
+  return loop.recipe_from_dict(json.loads(path.read_text()))
+
+
 def main() -> None:
   """Parses, loads, evaluates, reports."""
   if _CHECKPOINT.value is None:
@@ -65,37 +109,58 @@ def main() -> None:
   root = epath.Path(_CHECKPOINT.value)
   if root.name == 'checkpoints':
     root = root.parent
-  if not (root / 'config.json').exists():
-    raise UserError(f'{root} is no run: it has no config.json')
-  recipe = loop.recipe_from_dict(json.loads((root / 'config.json').read_text()))
-  setup = loop.Setup.build(recipe)
+  if not is_ours(root):
+    raise UserError(
+      f'{root} is no folder of ours (it has no model.json); give the folder of '
+      'a run or of launch.ingest'
+    )
+  recipe = _recipe(root)
+  setup = loop.Setup.build(recipe, root)
   with CheckpointManager(root / 'checkpoints', read_only=True) as manager:
     extra, step = manager.read_extra(_STEP.value)
-  params = loop.load_params(setup, str(root / 'checkpoints'), step)
+  with Pretrained(root) as pretrained:
+    params = pretrained.load(setup.model_config, setup.sharder, step=step)
+  sampling = setup.evaluation_sampling
+  if _RELEASED.value:
+    sampling = dataclasses.replace(
+      sampling, released_selection=True, score_side='serve'
+    )
   evaluator = loop.Evaluator(
     setup,
     problems_per_call=min(_PROMPTS.value, _PROBLEMS.value),
     samples_per_call=min(8, _SAMPLES.value),
+    sampler=setup.sampler(sampling),
   )
   tasks = _TASKS.value or list(evaluator.task_names())
   out = epath.Path(_OUT.value or root / f'evaluate-{step}')
   stage = f'step {step} ({extra["phase"]})'
   with Progress() as progress:
     for task in tasks:
-      name = f'{task}-{_PROBLEMS.value}x{_SAMPLES.value}-step{step}.npz'
+      kind = '-released_scores' if _RELEASED.value else ''
+      name = f'{task}-{_PROBLEMS.value}x{_SAMPLES.value}-step{step}{kind}.npz'
       path = out / name
       if path.exists():
         samples = evaluation.EvaluationSamples.load(path)
       else:
         total = _PROBLEMS.value * _SAMPLES.value
         progress.phase(f'evaluate {task}', total)
-        samples = evaluator.evaluate(
+        samples, drawn = evaluator.draw(
           params,
           task,
           num_problems=_PROBLEMS.value,
           num_samples=_SAMPLES.value,
           progress=lambda done, total: progress.update(done),
         )
+        evaluation.write_results(
+          path.parent / f'{path.stem}.jsonl',
+          questions=[problem.question for problem in drawn.problems],
+          answers=[problem.answer for problem in drawn.problems],
+          texts_PN=drawn.texts_PN,
+          samples=samples,
+          seconds=drawn.seconds,
+          token_ids=drawn.token_ids if _TOKEN_IDS.value else None,
+        )
+        # Last: it says that the task is done.
         samples.save(path)
       summary = evaluation.summarise(samples, ks)
       progress.note('\n' + evaluation.terminal_summary(summary))

@@ -22,10 +22,15 @@ TEMPORARY = '.orbax-checkpoint-tmp'
 
 
 def _quiet_orbax(record: py_logging.LogRecord) -> bool:
-  """Log filter: keeps everything but orbax's own chatter below WARNING."""
-  if record.levelno >= py_logging.WARNING:
+  """Log filter: keeps everything but orbax's own chatter below WARNING.
+
+  That a reader opens a folder read-only is no warning either.
+  """
+  if '/orbax/' not in record.pathname.replace('\\', '/'):
     return True
-  return '/orbax/' not in record.pathname.replace('\\', '/')
+  text = str(record.msg)
+  read_only = 'read_only=True' in text or 'is read only' in text
+  return record.levelno >= py_logging.WARNING and not read_only
 
 
 def _restore_args(leaf: Any) -> ocp.RestoreArgs:

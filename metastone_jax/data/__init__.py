@@ -1,5 +1,7 @@
-"""Tokenizers, grain pipelines and padded rows."""
+"""Tokenizers, chat forms, grain pipelines and padded rows."""
 
+from metastone_jax.data.chat import ChatFormat, ChatTemplate
+from metastone_jax.data.from_files import tokenizer_from_files
 from metastone_jax.data.pipeline import (
   DataPosition,
   DemonstrationDataset,
@@ -12,6 +14,8 @@ from metastone_jax.data.tokenizer import STEP_MARKS, Tokenizer
 
 __all__ = [
   'STEP_MARKS',
+  'ChatFormat',
+  'ChatTemplate',
   'DataPosition',
   'DemonstrationDataset',
   'ProblemDataset',
@@ -19,5 +23,6 @@ __all__ = [
   'assemble_rows',
   'demonstration_dataset',
   'pad_rows',
+  'tokenizer_from_files',
   'problem_dataset',
 ]

@@ -21,6 +21,7 @@ import grain
 import numpy as np
 
 from metastone_jax import errors
+from metastone_jax.data import chat
 from metastone_jax.data import rows as rows_lib
 from metastone_jax.data import tokenizer as tokenizer_lib
 from metastone_jax.tasks import base, templates
@@ -196,7 +197,7 @@ def demonstration_dataset(
   size: int,
   seed: int,
   max_length: int,
-  template: templates.ChatTemplate = templates.CHATML_THINK,
+  template: chat.PromptTemplate = templates.CHATML_THINK,
 ) -> DemonstrationDataset:
   """One fixed set of demonstrations, shuffled each epoch, without end.
 
@@ -206,7 +207,8 @@ def demonstration_dataset(
     size: demonstrations in the set, at least 1.
     seed: of the order alone; the set depends on the mixture.
     max_length: T, tokens of a row, prompt and response.
-    template: chat form of the prompts.
+    template: chat form of the prompts; a `chat.ChatFormat` is that of the
+      responses as well.
 
   Returns:
     The data set, tokenized (about 0.1 ms a demonstration).
@@ -220,12 +222,14 @@ def demonstration_dataset(
     )
   problems = [mixture.problem(i, 'train') for i in range(size)]
   prompts = tokenizer.encode_batch(
-    [templates.render_prompt(p.question, template) for p in problems]
+    [template.render(p.question) for p in problems]
   )
+  # A template of tasks/ leaves responses as the tasks write them.
+  respond = getattr(template, 'response', str)
   # Tokenized apart, as the sampler sees them: a merge across the border
   # would give the prompt other ids in training than in sampling.
   responses = tokenizer.encode_batch(
-    [mixture.demonstration(p) for p in problems]
+    [respond(mixture.demonstration(p)) for p in problems]
   )
   for problem, prompt, response in zip(
     problems, prompts, responses, strict=True
@@ -258,7 +262,7 @@ def problem_dataset(
   split: base.Split,
   max_prompt_length: int,
   num_demonstrations: int = 0,
-  template: templates.ChatTemplate = templates.CHATML_THINK,
+  template: chat.PromptTemplate = templates.CHATML_THINK,
 ) -> ProblemDataset:
   """An endless stream of problems without answers.
 
@@ -299,7 +303,7 @@ def problem_dataset(
   pad_id = tokenizer.pad_id
 
   def encode(problem: base.Problem) -> dict[str, Any]:
-    ids = tokenizer.encode(templates.render_prompt(problem.question, template))
+    ids = tokenizer.encode(template.render(problem.question))
     if len(ids) > max_prompt_length:
       raise errors.UserError(
         f'the prompt of problem {problem.id} has {len(ids)} tokens, more than '

@@ -32,6 +32,7 @@ from metastone_jax.evaluation.report import (
   terminal_summary,
   write_report,
 )
+from metastone_jax.evaluation.result_file import write_results
 from metastone_jax.evaluation.samples import EvaluationSamples
 from metastone_jax.evaluation.summary import (
   DEFAULT_KS,
@@ -62,4 +63,5 @@ __all__ = [
   'terminal_summary',
   'weighted_vote_at_k',
   'write_report',
+  'write_results',
 ]

@@ -154,7 +154,7 @@ def best_of_k(
     keys_PN,
     valid_PS,
     config=config,
-    stop_id=config.think_end_id,
+    stop_ids=(config.think_end_id,),
     sharder=sharder,
   )
   candidates = rollout_lib.finish(state, prompt_PS, length_P, config=config)
@@ -172,7 +172,7 @@ def best_of_k(
     jnp.take_along_axis(keys_PN, best_P[:, None], axis=1),
     valid_PS,
     config=config,
-    stop_id=config.eos_id,
+    stop_ids=config.stop_ids,
     sharder=sharder,
   )
   # Close the gap between the trace's end and the answer's first slot.

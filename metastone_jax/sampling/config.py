@@ -15,6 +15,9 @@ class SamplingConfig:
   Attributes:
     max_response_length: R, tokens a response may have, the end token included.
     eos_id: ends a response.
+    more_eos_ids: so do these.
+    score_side: where marks count, 'train' or 'serve' (SPEC 2): the released
+      server bounds the thinking by a tag only where it occurs once.
     pad_id: fills what follows.
     step_ids: ids of the step marks.
     think_start_id: <think>.
@@ -43,6 +46,8 @@ class SamplingConfig:
   thinking_budget: int | None = None
   aggregator: str = 'geometric'
   released_selection: bool = False
+  more_eos_ids: tuple[int, ...] = ()
+  score_side: str = 'train'
 
   def __post_init__(self):
     for name, ok, rule in (
@@ -61,6 +66,11 @@ class SamplingConfig:
         raise UserError(
           f'sampling.{name} must be {rule}: got {getattr(self, name)}'
         )
+
+  @property
+  def stop_ids(self) -> tuple[int, ...]:
+    """Every id that ends a response."""
+    return (self.eos_id, *self.more_eos_ids)
 
 
 def check_num_candidates(k: int) -> None:

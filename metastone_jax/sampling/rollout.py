@@ -12,6 +12,7 @@ The loop carries hidden states, not logits, and slots are common to all rows
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -162,6 +163,10 @@ def start(
   )
 
 
+def _is_any(token: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+  return functools.reduce(jnp.logical_or, [token == i for i in ids])
+
+
 def decode_loop(
   model: ReflectiveModel,
   state: DecodeState,
@@ -169,10 +174,10 @@ def decode_loop(
   valid_PS: jax.Array,
   *,
   config: SamplingConfig,
-  stop_id: int,
+  stop_ids: tuple[int, ...],
   sharder: Sharder,
 ) -> DecodeState:
-  """Draws until every candidate wrote `stop_id` or its last slot."""
+  """Draws until every candidate wrote a stop id or its last slot."""
   R = state.token_PNR.shape[-1]
   layers = model.layers()
 
@@ -238,7 +243,7 @@ def decode_loop(
       position_PN=state.position_PN + ~done,
       thinking_PN=thinking,
       num_thinking_PN=state.num_thinking_PN + (inside & ~done),
-      done_PN=done | (token_PN == stop_id),
+      done_PN=done | _is_any(token_PN, stop_ids),
       token_PNR=jax.lax.dynamic_update_slice_in_dim(
         state.token_PNR, token_PN[..., None], slot, axis=2
       ),
@@ -282,7 +287,6 @@ def finish(
   length_P: jax.Array,
   *,
   config: SamplingConfig,
-  side: str = 'train',
 ) -> Rollout:
   """Marks, trace scores and lengths of a finished draw."""
   P, N, R = state.token_PNR.shape
@@ -293,6 +297,7 @@ def finish(
   tags = dict(
     think_start_id=config.think_start_id, think_end_id=config.think_end_id
   )
+  side = config.score_side
   mask = step_feature_mask(rows, step_ids=config.step_ids, side=side, **tags)
   end_mask = thinking_end_feature_mask(
     rows, length_B=row_length, side=side, **tags
@@ -385,7 +390,7 @@ def sample(
     strategies.row_keys(seed, draw_P, candidate_N),
     prompt_valid(prompt_PS, length_P),
     config=config,
-    stop_id=config.eos_id,
+    stop_ids=config.stop_ids,
     sharder=sharder,
   )
   return finish(state, prompt_PS, length_P, config=config)

@@ -9,6 +9,7 @@ Contract:
   most one, which the next write of the same target replaces.
 """
 
+import errno
 import json
 import math
 import os
@@ -17,22 +18,46 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from metastone_jax.errors import UserError
+
+
+def disk_error(error: OSError, path: epath.PathLike, what: str) -> UserError:
+  """What a failed write means to a user; the caller has cleaned up.
+
+  Args:
+    error: of the write.
+    path: what was being written.
+    what: what did not come about, e.g. 'nothing was exported'.
+  """
+  if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    return UserError(
+      f'the disk of {path} is full: {what}; free space or write elsewhere'
+    )
+  return UserError(
+    f'{path} cannot be written ({error.strerror or error}): {what}'
+  )
+
 
 def is_remote(path: epath.PathLike) -> bool:
   """True for object-store paths such as `gs://bucket/run`."""
   return '://' in os.fspath(path)
 
 
-def write_text_atomic(path: epath.PathLike, text: str) -> None:
-  """Writes `text` to `path` as one object; parent folders are created."""
+def write_bytes_atomic(path: epath.PathLike, content: bytes) -> None:
+  """Writes `content` to `path` as one object; parent folders are created."""
   path = epath.Path(path)
   if is_remote(path):
-    path.write_text(text)
+    path.write_bytes(content)
     return
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.parent / f'.{path.name}.tmp'
-  temporary.write_text(text)
+  temporary.write_bytes(content)
   os.replace(temporary, path)
+
+
+def write_text_atomic(path: epath.PathLike, text: str) -> None:
+  """Writes `text` (UTF-8) to `path` as one object."""
+  write_bytes_atomic(path, text.encode())
 
 
 def to_jsonable(value: Any, *, finite: bool = True) -> Any:

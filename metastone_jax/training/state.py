@@ -8,7 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metastone_jax.model import ModelConfig, init_params, param_axes
+from metastone_jax.model import (
+  ModelConfig,
+  Params,
+  init_params,
+  param_axes,
+)
 from metastone_jax.parallel import Sharder
 from metastone_jax.training import optimiser
 
@@ -16,7 +21,10 @@ TrainState = dict[str, Any]
 
 
 def _create(config: ModelConfig, opt_config, key) -> TrainState:
-  params = init_params(config, key)
+  return _around(init_params(config, key), opt_config)
+
+
+def _around(params: Params, opt_config) -> TrainState:
   return {
     'params': params,
     'opt': optimiser.init(opt_config, params),
@@ -70,11 +78,23 @@ def init_state(
   opt_config: optimiser.OptimiserConfig,
   seed: int,
   sharder: Sharder,
+  params: Params | None = None,
 ) -> TrainState:
-  """A fresh state, created on its devices (never whole on one host)."""
+  """A fresh state, created on its devices (never whole on one host).
+
+  Args:
+    config: shapes.
+    opt_config: of the optimiser.
+    seed: of the parameters.
+    sharder: mesh and rules.
+    params: parameters to start from; they are given up to the state.
+  """
   create = lambda key: _create(config, opt_config, key)  # noqa: E731
   shardings = None
   if sharder.mesh is not None:
     shapes = jax.eval_shape(create, jax.random.key(0))
     shardings = state_shardings(config, shapes, sharder)
+  if params is not None:
+    around = lambda params: _around(params, opt_config)  # noqa: E731
+    return jax.jit(around, out_shardings=shardings, donate_argnums=0)(params)
   return jax.jit(create, out_shardings=shardings)(jax.random.key(seed))

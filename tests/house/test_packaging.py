@@ -88,7 +88,8 @@ def test_jax_and_flax_that_do_not_work_together_cannot_meet(setup_cfg, python):
 def test_extras(setup_cfg):
   extras = setup_cfg['options.extras_require']
   promised = {'tpu', 'cuda', 'export', 'tfds', 'gym', 'test'}
-  assert promised | {'tensorboard', 'wandb'} == set(extras)
+  formats = {'gguf', 'sentencepiece'}
+  assert promised | formats | {'tensorboard', 'wandb'} == set(extras)
   for text in extras.values():
     assert _requirements(text)
   required = _requirements(setup_cfg['options']['install_requires'])

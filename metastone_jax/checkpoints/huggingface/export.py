@@ -4,7 +4,6 @@ The folder is made under another name and appears whole or not at all;
 config.json, without which nothing loads it, is the last file to be written.
 """
 
-import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +29,7 @@ from metastone_jax.checkpoints.huggingface.safetensors_files import (
 from metastone_jax.checkpoints.huggingface.source import TensorInfo
 from metastone_jax.errors import UserError
 from metastone_jax.model import ModelConfig
-from metastone_jax.telemetry.files import is_remote
+from metastone_jax.telemetry.files import disk_error, is_remote
 
 DTYPES = {
   'float32': np.dtype(np.float32),
@@ -76,12 +75,7 @@ def export_folder(
   """
   if dtype not in DTYPES:
     raise UserError(f'--dtype={dtype}: use one of {", ".join(DTYPES)}')
-  out = epath.Path(out)
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    if not overwrite:
-      raise UserError(
-        f'{out} exists already; give another --out, or --overwrite'
-      )
+  out = check_free(out, overwrite=overwrite)
   files = dict(files or {})
   base = files.pop('config.json', None)
   tree = write_config(
@@ -106,29 +100,29 @@ def export_folder(
       os.replace(folder, out)
   except OSError as error:
     _remove(folder)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-      raise UserError(
-        f'the disk of {out} is full: nothing was exported; free '
-        f'{_needed(config, dtype) / 1e9:.2f} GB or give another --out'
-      ) from error
-    raise UserError(
-      f'{out} cannot be written ({error.strerror or error}): nothing was '
-      'exported'
-    ) from error
+    raise disk_error(error, out, 'nothing was exported') from error
   except BaseException:
     _remove(folder)
     raise
   return out
 
 
+def check_free(out: epath.PathLike, *, overwrite: bool = False) -> epath.Path:
+  """The path of an export that may be made.
+
+  Raises:
+    UserError: something is there already, and not to be replaced.
+  """
+  out = epath.Path(out)
+  taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+  if taken and not overwrite:
+    raise UserError(f'{out} exists already; give another --out, or --overwrite')
+  return out
+
+
 def _remove(folder: epath.Path) -> None:
   if folder.exists():
     folder.rmtree()
-
-
-def _needed(config: ModelConfig, dtype: str) -> int:
-  count = config.num_backbone_parameters + 3 * config.num_score_parameters
-  return count * DTYPES[dtype].itemsize
 
 
 def _write_weights(folder, config, read_leaf, dtype, shard_bytes, progress):

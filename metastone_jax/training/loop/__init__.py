@@ -7,6 +7,7 @@ from metastone_jax.training.loop.folder import (
 )
 from metastone_jax.training.loop.folder import versions as versions
 from metastone_jax.training.loop.heldout import Evaluator as Evaluator
+from metastone_jax.training.loop.heldout import Responses as Responses
 from metastone_jax.training.loop.plan import describe as describe
 from metastone_jax.training.loop.recipe import Recipe as Recipe
 from metastone_jax.training.loop.recipe import parse_recipe as parse_recipe

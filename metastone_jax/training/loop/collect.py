@@ -129,7 +129,10 @@ def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
   token_BR = drawn.token_PNR.reshape(B, R)
   length_B = drawn.length_PN.reshape(B)
   finished_B = drawn.finished_PN.reshape(B)
-  texts = setup.tokenizer.decode_rows(token_BR, length_B)
+  texts = [
+    setup.chat.canonical(text)
+    for text in setup.tokenizer.decode_rows(token_BR, length_B)
+  ]
   scores = score_responses(setup.mixture.tasks, problems, texts, finished_B)
   reward_B = scores.reward_B
   correct_B = (reward_B > 0.5) & finished_B

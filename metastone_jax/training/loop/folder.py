@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -11,7 +12,7 @@ import optax
 from etils import epath
 
 from metastone_jax import __version__
-from metastone_jax.checkpoints import CheckpointManager
+from metastone_jax.checkpoints import CheckpointManager, Pretrained
 from metastone_jax.errors import UserError
 from metastone_jax.training import optimiser
 from metastone_jax.training import state as state_lib
@@ -65,6 +66,34 @@ def load_params(setup: Setup, folder: str, step: int | None):
       step, {'train': {'params': abstract['params']}}, partial=True
     )
   return tree['train']['params']
+
+
+def start_params(setup: Setup, status: Callable[[str], None]):
+  """Parameters of `start_from` or `model.source`; None = fresh ones.
+
+  Args:
+    setup: of the run.
+    status: shows what is being read.
+
+  Raises:
+    UserError: there are none, or they are damaged or of another shape.
+  """
+  recipe = setup.recipe
+  if recipe.start_from:
+    step = recipe.start_from_step
+    return load_params(setup, recipe.start_from, None if step < 0 else step)
+  if recipe.source is None:
+    return None
+
+  def progress(done: int, total: int) -> None:
+    status(f'{recipe.source}: {done / 1e9:.2f} of {total / 1e9:.2f} GB')
+
+  with Pretrained(recipe.source) as pretrained:
+    params = pretrained.load(
+      setup.model_config, setup.sharder, seed=recipe.seed, progress=progress
+    )
+  status('')
+  return params
 
 
 def check_same_recipe(recipe: Recipe, path: epath.Path) -> None:

@@ -6,6 +6,7 @@ restart. Pieces have the shape of a training rollout, whose program is reused.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable
 
 import jax
@@ -13,11 +14,28 @@ import numpy as np
 
 from metastone_jax.errors import UserError
 from metastone_jax.evaluation import EvaluationSamples
-from metastone_jax.tasks import build_mixture, score_responses
+from metastone_jax.tasks import Problem, build_mixture, score_responses
 from metastone_jax.training.loop.setup import Setup
 
 # Keeps evaluation draws apart from those of training.
 _DRAW_OFFSET = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Responses:
+  """What was drawn, P problems x N samples, for result files.
+
+  Attributes:
+    problems: the problems.
+    texts_PN: response texts as the model wrote them, without the end token.
+    token_ids: their ids, P lists of N lists.
+    seconds: of drawing all of them.
+  """
+
+  problems: tuple[Problem, ...]
+  texts_PN: np.ndarray
+  token_ids: list[list[list[int]]]
+  seconds: float
 
 
 @dataclasses.dataclass
@@ -70,6 +88,25 @@ class Evaluator:
     num_samples: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
   ) -> EvaluationSamples:
+    """As `draw`, without the responses themselves."""
+    samples, _ = self.draw(
+      params,
+      task,
+      num_problems=num_problems,
+      num_samples=num_samples,
+      progress=progress,
+    )
+    return samples
+
+  def draw(
+    self,
+    params,
+    task: str,
+    *,
+    num_problems: int,
+    num_samples: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+  ) -> tuple[EvaluationSamples, Responses]:
     """Draws num_samples responses to each of num_problems problems.
 
     Args:
@@ -80,7 +117,8 @@ class Evaluator:
       progress: called with (responses done, responses in all).
 
     Returns:
-      Scores, correctness, answers, lengths, for the estimators.
+      Scores, correctness, answers, lengths, for the estimators; and the
+      responses.
 
     Raises:
       UserError: fewer than 1 problem or sample, or an unknown task.
@@ -104,7 +142,9 @@ class Evaluator:
       'finished_PN': np.zeros(shape, bool),
       'tokens_PN': np.zeros(shape, np.int64),
     }
+    started = time.monotonic()
     texts = np.empty(shape, object)
+    token_ids = [[[] for _ in range(num_samples)] for _ in range(num_problems)]
     done = 0
     for first in range(0, num_problems, P):
       # The last piece is filled up with repetitions, dropped again below.
@@ -135,22 +175,33 @@ class Evaluator:
           drawn.length_PN[:keep, :width].reshape(-1),
         )
         texts[rows] = np.array(decoded, object).reshape(keep, width)
+        for p in range(keep):
+          for n in range(width):
+            token_ids[first + p][start + n] = drawn.token_PNR[
+              p, n, : drawn.length_PN[p, n]
+            ].tolist()
         done += keep * width
         progress(done, num_problems * num_samples)
+    seconds = time.monotonic() - started
     # Verified together: answer ids must agree over all samples of a problem.
     scores = score_responses(
       self.setup.mixture.tasks,
       problems,
-      list(texts.reshape(-1)),
+      [self.setup.chat.canonical(text) for text in texts.reshape(-1)],
       result['finished_PN'].reshape(-1),
     )
     # A truncated response is wrong, whatever its text (SPEC 5).
     result['correct_PN'] = (scores.reward_B.reshape(shape) > 0.5) & result[
       'finished_PN'
     ]
-    return EvaluationSamples(
+    samples = EvaluationSamples(
       task=task,
       answers_PN=scores.answer_id_B.reshape(shape),
       problem_ids=[problem.id for problem in problems],
       **result,
     )
+    for place, text in np.ndenumerate(texts):
+      for stop in self.setup.chat.stop_tokens:
+        text = text.removesuffix(stop)
+      texts[place] = text
+    return samples, Responses(tuple(problems), texts, token_ids, seconds)

@@ -34,8 +34,14 @@ class DataConfig:
   Attributes:
     tasks: task name -> share of the problems.
     task_options: task name -> its options.
-    tokenizer: 'tiny' (shipped) or a folder with a tokenizer.json.
+    tokenizer: 'tiny' (shipped), 'source' (that of model.source) or a folder
+      with a tokenizer.json or a SentencePiece tokenizer.model.
     step_marks: texts that end a step; each must be one token.
+    think_tags: the two texts around the thinking, each one token; () = this
+      model has none and its whole response is judged; None = <think> and
+      </think> where the tokenizer has them.
+    instruction: appended to every question, e.g. how to give the answer.
+    system: a system message before every question; None = none.
     seed: which problems exist; shared by all runs that are compared.
     num_demonstrations: size of the ONE fixed set of supervised traces.
     max_prompt_length: tokens.
@@ -48,6 +54,9 @@ class DataConfig:
   )
   tokenizer: str = 'tiny'
   step_marks: tuple[str, ...] = ('.\n\n',)
+  think_tags: tuple[str, ...] | None = None
+  instruction: str = ''
+  system: str | None = None
   seed: int = 0
   num_demonstrations: int = 4096
   max_prompt_length: int = 32
@@ -279,7 +288,9 @@ class Recipe:
   Attributes:
     name: of the recipe, in reports.
     seed: of parameters, draws, dropout and data order.
-    model: shapes; vocab_size may be left to the tokenizer.
+    model: `preset` (fresh parameters; vocab_size may be left to the
+      tokenizer) or `source` (a Hugging Face folder, a .gguf file or a folder
+      of launch.ingest), and ModelConfig fields that differ.
     start_from: checkpoint folder whose parameters start the run ('' = fresh
       parameters); `start_from_step` names the step, -1 = the newest.
     mesh: axis -> size; one may be -1.
@@ -338,7 +349,8 @@ class Recipe:
 
   def _check_cold_head(self):
     """Refuses SPR on a head that is zero: no logit would ever be kept."""
-    if self.model.get('score_init') != 'zero' or self.start_from:
+    started = self.start_from or self.model.get('source')
+    if self.model.get('score_init') != 'zero' or started:
       return
     for phase in self.phases:
       if not phase.score_coefficient:
@@ -352,24 +364,55 @@ class Recipe:
         "checkpoint with a trained head, or set model.score_init='torch'"
       )
 
-  def model_config(self, vocab_size: int) -> ModelConfig:
-    """Shapes, with the tokenizer's vocabulary unless the config sets one."""
-    options = dict(self.model)
-    name = options.pop('preset', None)
-    options.setdefault('vocab_size', vocab_size)
-    if name is None:
-      raise UserError('model.preset is missing: name a shape, such as tiny')
-    hints = typing.get_type_hints(ModelConfig)
-    for key, value in options.items():
-      if key in hints:
-        convert(hints[key], value, f'model.{key}')
-    config = preset(name, **options)
-    if config.vocab_size < vocab_size:
+  @property
+  def source(self) -> str | None:
+    """The pretrained model that the run starts from, if any.
+
+    Raises:
+      UserError: the recipe needs one and names none.
+    """
+    source = self.model.get('source')
+    if source or self.model.get('preset'):
+      return source or None
+    if source is not None:
       raise UserError(
-        f'model.vocab_size={config.vocab_size} is smaller than the '
-        f'{vocab_size} tokens of the tokenizer'
+        f'config key model.source is empty: recipe {self.name} starts from a '
+        'pretrained model; for example --config.model.source=FOLDER with a '
+        'Hugging Face folder or one of launch.ingest'
       )
-    return config
+    return None
+
+  @property
+  def model_choices(self) -> dict[str, Any]:
+    """ModelConfig fields set by the recipe.
+
+    Raises:
+      UserError: a value of another type.
+    """
+    options = {
+      key: value
+      for key, value in self.model.items()
+      if key not in ('preset', 'source')
+    }
+    hints = typing.get_type_hints(ModelConfig)
+    return {
+      key: convert(hints[key], value, f'model.{key}') if key in hints else value
+      for key, value in options.items()
+    }
+
+  def model_config(self, vocab_size: int) -> ModelConfig:
+    """Shapes of a preset, with the tokenizer's vocabulary unless it sets one.
+
+    Raises:
+      UserError: no preset, an unknown one, or a vocabulary that is too small.
+    """
+    name = self.model.get('preset')
+    if name is None:
+      raise UserError(
+        'model.preset is missing: name a shape, such as tiny, or give '
+        'model.source'
+      )
+    return preset(name, **{'vocab_size': vocab_size, **self.model_choices})
 
 
 def parse_recipe(config: Mapping[str, Any]) -> Recipe:

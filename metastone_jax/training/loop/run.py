@@ -16,7 +16,11 @@ from absl import logging
 from etils import epath
 
 from metastone_jax import telemetry as telemetry_lib
-from metastone_jax.checkpoints import CheckpointManager, write_json_atomic
+from metastone_jax.checkpoints import (
+  CheckpointManager,
+  write_folder,
+  write_json_atomic,
+)
 from metastone_jax.data import DataPosition
 from metastone_jax.errors import UserError
 from metastone_jax.training import optimiser
@@ -46,14 +50,16 @@ class Run:
     self.workdir = workdir
     self.progress = progress
     self.stop = stop
-    self.setup = Setup.build(recipe)
+    self.setup = Setup.build(recipe, workdir)
     self.sampler = self.setup.sampler(self.setup.train_sampling)
-    self.demonstrations = self.setup.demonstrations()
+    self.demonstrations = None
+    if any(phase.demonstrations_per_step for phase in recipe.phases):
+      self.demonstrations = self.setup.demonstrations()
     self.problems = self.setup.problems('train')
     # Before anything is written: a start that is refused leaves no folder.
     self._start_params = None
-    if recipe.start_from and not (workdir / 'config.json').exists():
-      self._start_params = self._load_start()
+    if not (workdir / 'config.json').exists():
+      self._start_params = folder.start_params(self.setup, progress.status)
     widest = max(recipe.phases, key=lambda phase: phase.rollouts_per_step)
     # Prompts that are too long are refused now, not after the warm-up.
     self.problems.batch_at(self.problems.start(), widest.prompts_per_step or 1)
@@ -93,24 +99,18 @@ class Run:
     if stale.exists():
       stale.rmtree()
     self.iteration = self.phase_index = self.phase_step = 0
-    self.demonstration_position = self.demonstrations.start()
+    self.demonstration_position = None
+    if self.demonstrations is not None:
+      self.demonstration_position = self.demonstrations.start()
     self.problem_position = self.problems.start()
     self.reference = None
+    params, self._start_params = self._start_params, None
     self.state = state_lib.init_state(
       self.setup.model_config,
       self.recipe.optimiser,
       self.recipe.seed,
       self.setup.sharder,
-    )
-    if self.recipe.start_from:
-      self.state['params'] = self._start_params or self._load_start()
-      self._start_params = None
-
-  def _load_start(self):
-    """Parameters of `start_from`."""
-    step = self.recipe.start_from_step
-    return folder.load_params(
-      self.setup, self.recipe.start_from, None if step < 0 else step
+      params or folder.start_params(self.setup, self.progress.status),
     )
 
   def resume(self, step: int | None, fallback: bool) -> None:
@@ -128,9 +128,11 @@ class Run:
     self.iteration = step
     self.phase_index = extra['phase_index']
     self.phase_step = extra['phase_step']
-    self.demonstration_position = DataPosition.from_json(
-      extra['demonstration_position']
-    )
+    self.demonstration_position = None
+    if self.demonstrations is not None:
+      self.demonstration_position = DataPosition.from_json(
+        extra['demonstration_position']
+      )
     self.problem_position = DataPosition.from_json(extra['problem_position'])
     self.seconds = dict(extra['seconds'])
     self.writer.restore(extra['metrics'])
@@ -146,7 +148,8 @@ class Run:
       'phase_index': self.phase_index,
       'phase_step': self.phase_step,
       'phase': self.recipe.phases[self.phase_index].name,
-      'demonstration_position': self.demonstration_position.to_json(),
+      'demonstration_position': self.demonstration_position
+      and self.demonstration_position.to_json(),
       'problem_position': self.problem_position.to_json(),
       'has_reference': self.reference is not None,
       'metrics': self.writer.state(),
@@ -433,7 +436,9 @@ def train(
       progress.update(1)
       progress.note(plan.describe(run.setup))
       workdir.mkdir(parents=True, exist_ok=True)
-      write_json_atomic(config_path, folder.config_dict(recipe))
+      if primary:
+        write_folder(workdir, run.setup.model_config, run.setup.files)
+        write_json_atomic(config_path, folder.config_dict(recipe))
       if step is not None or run.manager.latest_step() is not None:
         run.resume(step, resume_from_last_good)
         run.stages.restore(run.phase_index)

@@ -6,13 +6,18 @@ programs.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
+from etils import epath
 
+from metastone_jax.checkpoints import CARRIED, Pretrained, is_ours
 from metastone_jax.data import (
+  ChatFormat,
   Tokenizer,
   demonstration_dataset,
   problem_dataset,
+  tokenizer_from_files,
 )
 from metastone_jax.errors import UserError
 from metastone_jax.model import ModelConfig
@@ -29,6 +34,8 @@ class Setup:
   Attributes:
     recipe: the recipe.
     tokenizer: ids of everything.
+    chat: how prompts and responses look for this model.
+    files: small files (tokenizer, config.json) that an export carries on.
     mixture: tasks and shares.
     model_config: shapes, vocabulary filled in.
     sharder: mesh and rules; no mesh on a single device.
@@ -38,6 +45,8 @@ class Setup:
 
   recipe: Recipe
   tokenizer: Tokenizer
+  chat: ChatFormat
+  files: Mapping[str, bytes]
   mixture: Mixture
   model_config: ModelConfig
   sharder: Sharder
@@ -45,23 +54,34 @@ class Setup:
   evaluation_sampling: SamplingConfig
 
   @classmethod
-  def build(cls, recipe: Recipe) -> 'Setup':
+  def build(
+    cls, recipe: Recipe, folder: epath.PathLike | None = None
+  ) -> 'Setup':
     """Builds everything; bad input is refused here, before any work.
+
+    Args:
+      recipe: the recipe.
+      folder: of a run that was started before: it knows its model and
+        tokenizer by itself, wherever they once came from.
 
     Raises:
       UserError: tokenizer, tasks, model or mesh do not fit.
     """
     data = recipe.data
-    tokenizer = (
-      Tokenizer.tiny()
-      if data.tokenizer == 'tiny'
-      else Tokenizer.from_folder(data.tokenizer)
-    )
+    model_config, files = _model(recipe, folder)
+    tokenizer, chat, files = _tokenizer(recipe, files)
+    if model_config is None:
+      model_config = recipe.model_config(tokenizer.vocab_size)
+    if model_config.vocab_size < tokenizer.vocab_size:
+      raise UserError(
+        f'the model has vocab_size={model_config.vocab_size}, fewer than the '
+        f'{tokenizer.vocab_size} tokens of tokenizer {tokenizer.name}; they do '
+        'not belong together'
+      )
     step_ids = tokenizer.step_ids(data.step_marks)
     mixture = build_mixture(
       data.tasks, seed=data.seed, options=data.task_options
     )
-    model_config = recipe.model_config(tokenizer.vocab_size)
     mesh = make_mesh(recipe.mesh)
     sharder = Sharder(None if mesh.size == 1 else mesh)
     rows = mesh.shape['data'] * mesh.shape['fsdp']
@@ -77,6 +97,7 @@ class Setup:
     common = dict(
       max_response_length=data.max_response_length,
       eos_id=tokenizer.eos_id,
+      more_eos_ids=tokenizer.stop_ids[1:],
       pad_id=tokenizer.pad_id,
       step_ids=step_ids,
       think_start_id=tokenizer.think_start_id,
@@ -87,6 +108,8 @@ class Setup:
     return cls(
       recipe=recipe,
       tokenizer=tokenizer,
+      chat=chat,
+      files=files,
       mixture=mixture,
       model_config=model_config,
       sharder=sharder,
@@ -123,6 +146,7 @@ class Setup:
       size=data.num_demonstrations,
       seed=self.recipe.seed,
       max_length=self.total_length,
+      template=self.chat,
     )
 
   def problems(self, split: str = 'train', mixture: Mixture | None = None):
@@ -135,6 +159,7 @@ class Setup:
       split=split,
       max_prompt_length=data.max_prompt_length,
       num_demonstrations=data.num_demonstrations if split == 'train' else 0,
+      template=self.chat,
     )
 
   @property
@@ -142,3 +167,46 @@ class Setup:
     """T: tokens of a training row."""
     data = self.recipe.data
     return data.max_prompt_length + data.max_response_length
+
+
+def _model(recipe: Recipe, folder: epath.PathLike | None):
+  """(ModelConfig, files) of a pretrained model; (None, {}) of a preset."""
+  if recipe.source is None:
+    return None, {}
+  path = recipe.source
+  if folder is not None and is_ours(epath.Path(folder)):
+    path = folder
+  with Pretrained(path) as pretrained:
+    # Masters are float32 whatever was published, unless the recipe says else.
+    choices = {'param_dtype': 'float32', **recipe.model_choices}
+    return pretrained.configure(**choices), pretrained.files
+
+
+def _tokenizer(recipe: Recipe, files: Mapping[str, bytes]):
+  """(Tokenizer, ChatFormat, all files that an export carries on)."""
+  data = recipe.data
+
+  form = dict(instruction=data.instruction, system=data.system)
+  if data.tokenizer == 'source':
+    if recipe.source is None:
+      raise UserError(
+        "data.tokenizer='source' needs model.source; give a tokenizer folder, "
+        "or 'tiny'"
+      )
+    tokenizer, chat = tokenizer_from_files(
+      files, recipe.source, think_tags=data.think_tags, **form
+    )
+    return tokenizer, chat, files
+  if data.tokenizer == 'tiny':
+    tokenizer = Tokenizer.tiny()
+  else:
+    tokenizer = Tokenizer.from_folder(
+      data.tokenizer, think_tags=data.think_tags
+    )
+  chat = ChatFormat.from_tokenizer(tokenizer, **form)
+  carried = {
+    name: (tokenizer.folder / name).read_bytes()
+    for name in CARRIED
+    if name != 'config.json' and (tokenizer.folder / name).exists()
+  }
+  return tokenizer, chat, {**files, **carried}

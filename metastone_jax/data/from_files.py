@@ -1,0 +1,45 @@
+"""Tokenizer and chat form out of a model's small files, wherever they lay."""
+
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+
+from metastone_jax import errors
+from metastone_jax.data.chat import ChatFormat
+from metastone_jax.data.tokenizer import Tokenizer
+
+
+def tokenizer_from_files(
+  files: Mapping[str, bytes],
+  where: str,
+  *,
+  think_tags: Sequence[str] | None = None,
+  instruction: str = '',
+  system: str | None = None,
+) -> tuple[Tokenizer, ChatFormat]:
+  """Loads both from file contents.
+
+  Args:
+    files: name -> content, as they lie in a Hugging Face folder.
+    where: the model they came with, for messages.
+    think_tags: see `Tokenizer`.
+    instruction: see `ChatFormat`.
+    system: see `ChatFormat`.
+
+  Raises:
+    UserError: there is no tokenizer among the files, or a damaged file.
+  """
+  if not files.keys() & {'tokenizer.json', 'tokenizer.model'}:
+    raise errors.UserError(
+      f'{where} has no tokenizer.json or tokenizer.model; give '
+      'data.tokenizer=FOLDER'
+    )
+  with tempfile.TemporaryDirectory() as folder:
+    for name, content in files.items():
+      (pathlib.Path(folder) / name).write_bytes(content)
+    tokenizer = Tokenizer.from_folder(folder, think_tags=think_tags)
+    chat = ChatFormat.from_tokenizer(
+      tokenizer, instruction=instruction, system=system
+    )
+  tokenizer.name = where
+  return tokenizer, chat

@@ -1,0 +1,59 @@
+"""Responses and scores as JSON lines in the released code's format (SPEC 7).
+
+One problem a line:
+
+    {"prompt", "answer", "output": {"content", "time", "solution_lst",
+     "score_lst"}}
+
+`content` is the response that best-of-N answers with; the authors' metric
+script reads such files.
+"""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from metastone_jax.evaluation.samples import EvaluationSamples, write_whole
+
+
+def write_results(
+  path: epath.PathLike,
+  *,
+  questions: Sequence[str],
+  answers: Sequence[str],
+  texts_PN: np.ndarray,  # noqa: N803
+  samples: EvaluationSamples,
+  seconds: float,
+  token_ids: Sequence[Sequence[Sequence[int]]] | None = None,
+) -> epath.Path:
+  """Writes the file, whole or not at all.
+
+  Args:
+    path: of the file.
+    questions: P prompts as the user asks them.
+    answers: P reference answers.
+    texts_PN: responses.
+    samples: their scores.
+    seconds: of drawing them all; a line gets its share.
+    token_ids: ids of the responses, an entry `token_ids_lst` more.
+
+  Returns:
+    The path.
+  """
+  # Scores are at most 1: what is truncated or unparsed wins only alone.
+  best_P = (samples.scores_PN + 2 * samples.eligible_PN).argmax(axis=1)
+  lines = []
+  for p, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+    output = {
+      'content': texts_PN[p, best_P[p]],
+      'time': seconds / len(questions),
+      'solution_lst': list(texts_PN[p]),
+      'score_lst': [float(score) for score in samples.scores_PN[p]],
+    }
+    if token_ids is not None:
+      output['token_ids_lst'] = [list(ids) for ids in token_ids[p]]
+    line = {'prompt': question, 'answer': answer, 'output': output}
+    lines.append(json.dumps(line, ensure_ascii=False) + '\n')
+  return write_whole(path, ''.join(lines).encode())
