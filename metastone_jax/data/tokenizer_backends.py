@@ -200,12 +200,12 @@ class SentencePieceBackend(Backend):
       if model.id_to_piece(piece) == text:  # Else the id of the unknown piece.
         ids[text] = piece
     added = settings.added_tokens
-    ids |= {token.content: i for i, token in added.items()}
+    ids |= {token.content: i for i, token in added.items() if token.content}
     self._special_ids = ids
     self._special_texts = {i: text for text, i in ids.items()}
     self._flags = {token.content: token for token in added.values()}
     choices = '|'.join(map(self._regex, sorted(ids, key=len, reverse=True)))
-    starts = ''.join(re.escape(c) for c in {text[0] for text in ids})
+    starts = ''.join(re.escape(c) for c in sorted({t[0] for t in ids}))
     # The look at one character first saves most of the tries.
     self._pattern = re.compile(f'(?=[{starts}])({choices})')
 

@@ -77,7 +77,7 @@ def _loop(config, stop_id, k):
       strategies.row_keys(np.int32(SEED), draw_P, np.arange(k, dtype=np.int32)),
       rollout.prompt_valid(prompt, length),
       config=config,
-      stop_id=stop_id,
+      stop_ids=(stop_id,),
       sharder=Sharder(),
     )
 

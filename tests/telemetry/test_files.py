@@ -37,12 +37,12 @@ def test_remote_paths_are_written_as_one_object(monkeypatch):
     def __fspath__(self):
       return self.path
 
-    def write_text(self, text):
-      written[self.path] = text
+    def write_bytes(self, content):
+      written[self.path] = content
 
   monkeypatch.setattr(files.epath, 'Path', Bucket)
   files.write_text_atomic('gs://bucket/a', 'text')
-  assert written == {'gs://bucket/a': 'text'}
+  assert written == {'gs://bucket/a': b'text'}
 
 
 def test_to_jsonable():

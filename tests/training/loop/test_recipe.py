@@ -195,13 +195,31 @@ def test_nothing_to_learn_is_refused():
       {'preset': 'tiny', 'feature_layer': 'last'},
       "model.feature_layer='last' must be of type int",
     ),
-    ({'preset': 'tiny', 'vocab_size': 8}, 'model.vocab_size=8 is smaller'),
+    ({'source': ''}, 'model.preset is missing'),
   ],
 )
 def test_model_refused(model, message):
   recipe = dataclasses.replace(parts.recipe(), model=model)
   with pytest.raises(UserError, match=message):
     recipe.model_config(324)
+
+
+def test_vocabulary_smaller_than_the_tokenizers_is_refused():
+  def edit(config):
+    config.model.vocab_size = 8
+
+  with pytest.raises(UserError, match='vocab_size=8, fewer than the .* tokens'):
+    parts.setup(edit)
+
+
+def test_source():
+  recipe = parts.recipe()
+  assert recipe.source is None
+  given = dataclasses.replace(recipe, model={'source': 'folder'})
+  assert given.source == 'folder' and given.model_choices == {}
+  empty = dataclasses.replace(recipe, model={'source': ''})
+  with pytest.raises(UserError, match='model.source is empty'):
+    _ = empty.source
 
 
 def test_vocabulary_comes_from_the_tokenizer_unless_given():
