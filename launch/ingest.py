@@ -119,6 +119,9 @@ def main() -> None:
     except OSError as error:
       _remove_unfinished(out)
       raise disk_error(error, out, 'nothing was ingested') from error
+    except BaseException:
+      _remove_unfinished(out)
+      raise
     progress.update(1)
   count = config.num_backbone_parameters
   head = 'its score head' if has_head else 'a fresh score head'

@@ -20,6 +20,7 @@ Round trips are bit-equal for every dtype, whatever the sharding.
 """
 
 import json
+import shutil
 import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
@@ -173,6 +174,7 @@ class CheckpointManager:
       return
     self._last_saved = None
 
+    self._check_space(step, leaves)  # on every process, so that all stop
     if self._primary:
       self._records.mark(step, 'saving')
       if self.step_dir(step).exists():
@@ -284,6 +286,19 @@ class CheckpointManager:
 
   def _name(self, step: int) -> str:
     return f'checkpoint step {step} ({self.step_dir(step)})'
+
+  def _check_space(self, step: int, leaves: Mapping[str, Any]) -> None:
+    """Refuses what cannot fit, before the first byte."""
+    if files_lib.is_remote(self._root):
+      return
+    needed = sum(leaf.nbytes for leaf in leaves.values())
+    free = shutil.disk_usage(self._root).free
+    if needed > free:
+      raise UserError(
+        f'the disk of {self._root} is too full for step {step}: it needs '
+        f'{needed / 1e9:.3f} GB and {free / 1e9:.3f} GB are free; the '
+        'checkpoints there are untouched: free space or write elsewhere'
+      )
 
   def _barrier(self, name: str) -> None:
     if jax.process_count() > 1:

@@ -384,3 +384,17 @@ def test_write_json_atomic(tmp_path):
     write_json_atomic(path, {'x': object()})
   assert json.loads(path.read_text())['b'] == 0.5
   assert [child.name for child in path.parent.iterdir()] == ['a.json']
+
+
+def test_a_full_disk_is_refused_before_the_first_byte(tmp_path, monkeypatch):
+  state = {'w': np.arange(1000, dtype=np.float32)}
+  with CheckpointManager(tmp_path / 'c') as saver:
+    saver.save(1, state, {})
+    usage = collections.namedtuple('Usage', 'total used free')
+    monkeypatch.setattr(
+      manager.shutil, 'disk_usage', lambda path: usage(9999, 6000, 3999)
+    )
+    with pytest.raises(UserError, match=r'too full for step 2: it needs 0.000'):
+      saver.save(2, state, {})
+    assert saver.good_steps() == [1]
+    assert not saver.step_dir(2).exists()

@@ -1,6 +1,7 @@
 """A random Qwen2 folder through every command: in, trained, out, into torch."""
 
 import dataclasses
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 
 from metastone_jax.checkpoints import Pretrained
 from metastone_jax.data import Tokenizer
+from metastone_jax.errors import UserError
 from metastone_jax.parallel import Sharder
 from metastone_jax.training import loop
 from metastone_jax.training import step as step_lib
@@ -284,9 +286,48 @@ def test_bad_calls_end_with_one_line(module, flags, message):
   assert message in found.stderr
 
 
+@pytest.mark.parametrize('name', ['1p5b', '7b', '32b'])
+def test_large_recipes_take_such_a_folder(name, folders, repo_root):
+  """Their plan, on a small model; without a source they name what to give."""
+  spec = importlib.util.spec_from_file_location(
+    name, repo_root / 'configs' / f'{name}.py'
+  )
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  with pytest.raises(UserError, match='model.source is empty'):
+    loop.Setup.build(loop.parse_recipe(config))
+  config.model.source = str(folders['source'])
+  setup = loop.Setup.build(loop.parse_recipe(config))
+  assert setup.model_config.padded_vocab_size % 128 == 0
+  assert setup.model_config.dtype == 'bfloat16'
+  assert setup.model_config.param_dtype == 'float32'
+  text = loop.describe(setup)
+  assert f'recipe {name}' in text and 'SPR' in text.upper()
+
+
 def test_the_config_of_this_test_is_a_recipe():
   from tests.launch import from_folder
 
   config: ConfigDict = from_folder.get_config()
   config.model.source = 'x'
   assert loop.parse_recipe(config).source == 'x'
+
+
+def test_sample_answers_from_the_best_candidate(folders):
+  import json
+
+  found = command(
+    'launch.sample',
+    f'--checkpoint={folders["run"]}',
+    '--question=Make 3 using 1, 2.',
+    '--max_tokens=24',
+    '--k=4',
+    '--json',
+    devices=1,
+  )
+  assert found.returncode == 0, found.stderr
+  line = json.loads(found.stdout)
+  output = line['output']
+  assert len(output['solution_lst']) == len(output['score_lst']) == 4
+  assert output['content'] == output['solution_lst'][line['best']]
