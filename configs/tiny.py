@@ -36,7 +36,7 @@ def get_config(arg: str = ''):
       chain_sum=dict(min_terms=2, max_terms=4),
     ),
     seed=0,  # which problems exist, the same for every run
-    num_demonstrations=8192,  # the ONE fixed supervised set
+    num_demonstrations=16384,  # the ONE fixed supervised set
     max_prompt_length=30,  # tokens
     max_response_length=42,  # tokens, thinking and answer
   )
@@ -60,7 +60,7 @@ def get_config(arg: str = ''):
   c.phase_order = ('warmup', 'head', 'joint')
   c.phases = dict(
     warmup=dict(
-      steps=600,
+      steps=1100,
       prompts_per_step=0,  # no rollouts
       demonstrations_per_step=64,
       policy_coefficient=0.0,
@@ -73,12 +73,12 @@ def get_config(arg: str = ''):
       evaluate_every=100,
     ),
     head=dict(
-      steps=12,
+      steps=16,
       prompts_per_step=64,
       samples_per_prompt=8,
       updates_per_rollout=8,
-      demonstrations_per_step=32,
-      sequences_per_microbatch=96,
+      demonstrations_per_step=64,
+      sequences_per_microbatch=64,
       policy_coefficient=0.0,
       score_coefficient=1.0,
       score_loss='bce',
@@ -105,7 +105,7 @@ def get_config(arg: str = ''):
       score_coefficient=1.0,
       score_loss='bce',
       score_gradient_scale=1.0,
-      lm_coefficient=0.1,
+      lm_coefficient=0.3,
       backbone_learning_rate=3e-4,
       head_learning_rate=1e-3,
       warmup_steps=2,

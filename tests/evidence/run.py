@@ -104,14 +104,13 @@ def jobs(seeds: list[int]) -> None:
     train(f'main-{seed}', f'--config.seed={seed}')
   for seed in seeds:
     control(f'control-{seed}', seed)
-  for phase in ('joint_no_lm', 'joint_spr'):
-    for seed in seeds:
+  for seed in seeds:
+    for phase in ('joint_no_lm', 'joint_spr'):
       train(
         f'{phase}-{seed}',
         f'--config.seed={seed}',
         *branch(f'main-{seed}', 'head', phase),
       )
-  for seed in seeds:
     control(
       f'control_right-{seed}',
       seed,
