@@ -6,7 +6,9 @@ r"""1.5B, the released recipe (MetaStone-S1-1.5B from DeepScaleR-1.5B).
 FOLDER is a Hugging Face folder (DeepScaleR-1.5B,
 R1-Distill-Qwen-1.5B) or one of launch.ingest;
 with the released `score_module.pt` beside the weights, training goes on from
-it. Values: released training script.
+it. Values: released training script. A rollout keeps the cache of all its rows
+at once, which `--plan` prints: prompts and lengths must be chosen to fit the
+devices.
 """
 
 import ml_collections
@@ -27,7 +29,7 @@ def get_config(arg: str = ''):
   )
   c.mesh = dict(fsdp=-1, tensor=1)
   c.sinks = ()  # more places for metrics: 'tensorboard', 'wandb'
-  c.start_from = ''  # a run's checkpoints folder, instead of model.source
+  c.start_from = ''  # a run's checkpoints folder whose parameters replace those
   c.start_from_step = -1  # -1 = its newest
 
   c.data = dict(

@@ -5,7 +5,9 @@ r"""32B, the released recipe (MetaStone-S1-32B, XBai-o4).
 
 FOLDER is a Hugging Face folder (QwQ-32B, Qwen3-32B) or one of launch.ingest;
 with the released `score_module.pt` beside the weights, training goes on from
-it. Values: released training script.
+it. Values: released training script. A rollout keeps the cache of all its rows
+at once, which `--plan` prints (8.8 TB at these values): prompts and lengths
+must be chosen to fit the devices.
 """
 
 import ml_collections
@@ -26,7 +28,7 @@ def get_config(arg: str = ''):
   )
   c.mesh = dict(fsdp=-1, tensor=4)
   c.sinks = ()  # more places for metrics: 'tensorboard', 'wandb'
-  c.start_from = ''  # a run's checkpoints folder, instead of model.source
+  c.start_from = ''  # a run's checkpoints folder whose parameters replace those
   c.start_from_step = -1  # -1 = its newest
 
   c.data = dict(

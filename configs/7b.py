@@ -5,8 +5,9 @@ r"""7B (MetaStone-S1-7B from R1-Distill-Qwen-7B).
 
 FOLDER is a Hugging Face folder (R1-Distill-Qwen-7B) or one of launch.ingest;
 with the released `score_module.pt` beside the weights, training goes on from
-it. No 7B script was
-released: values are interpolated between 1.5B and 32B.
+it. No 7B script was released: values lie between those of 1.5B and 32B. A
+rollout keeps the cache of all its rows at once, which `--plan` prints: prompts
+and lengths must be chosen to fit the devices.
 """
 
 import ml_collections
@@ -27,7 +28,7 @@ def get_config(arg: str = ''):
   )
   c.mesh = dict(fsdp=-1, tensor=1)
   c.sinks = ()  # more places for metrics: 'tensorboard', 'wandb'
-  c.start_from = ''  # a run's checkpoints folder, instead of model.source
+  c.start_from = ''  # a run's checkpoints folder whose parameters replace those
   c.start_from_step = -1  # -1 = its newest
 
   c.data = dict(

@@ -24,7 +24,7 @@ def get_config(arg: str = ''):
   )
   c.mesh = dict(fsdp=-1)
   c.sinks = ()  # more places for metrics: 'tensorboard', 'wandb'
-  c.start_from = ''  # a run's checkpoints folder, instead of model.source
+  c.start_from = ''  # a run's checkpoints folder whose parameters replace those
   c.start_from_step = -1  # -1 = its newest
 
   c.data = dict(
@@ -105,7 +105,7 @@ def get_config(arg: str = ''):
     ks=(1, 2, 8),
   )
   c.checkpoint = dict(
-    every=4,  # steps; a checkpoint of 135 M parameters takes 1.6 GB
+    every=4,  # steps; a checkpoint takes up to 2.2 GB
     max_to_keep=1,
   )
   return c

@@ -68,8 +68,17 @@ def _parse(argv: list[str]) -> list[str]:
   return rest
 
 
-def run(main: Callable[[], None]) -> None:
-  """Runs a command's main() with the exit codes of this module."""
+def run(
+  main: Callable[[], None],
+  *,
+  interrupted: str = 'what was finished stands; the same command goes on',
+) -> None:
+  """Runs a command's main() with the exit codes of this module.
+
+  Args:
+    main: the command.
+    interrupted: what Ctrl-C leaves behind, where main does not say so itself.
+  """
 
   def wrapped(_):
     # JAX reports each accelerator that is absent, at INFO.
@@ -90,10 +99,7 @@ def run(main: Callable[[], None]) -> None:
       )
       sys.exit(130)
     except KeyboardInterrupt:
-      print(
-        'interrupted: the last checkpoint stands; the same command goes on',
-        file=sys.stderr,
-      )
+      print(f'interrupted: {interrupted}', file=sys.stderr)
       sys.exit(130)
 
   app.run(wrapped, flags_parser=_parse)

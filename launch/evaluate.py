@@ -8,6 +8,7 @@ format. Finished tasks are kept: the same command again goes on.
 """
 
 import dataclasses
+import hashlib
 import json
 
 from absl import flags
@@ -62,8 +63,9 @@ _MODE = flags.DEFINE_enum(
 _RELEASED = flags.DEFINE_bool(
   'released_scores',
   False,
-  'Score as the released server does: a think tag counts only where it occurs '
-  'once, a response without step marks scores 0.',
+  'Score and select as the released code does: a think tag counts only where '
+  'it occurs once, a response without step marks scores 0, the highest score '
+  'wins even if its response was cut off.',
 )
 
 
@@ -101,6 +103,16 @@ def _recipe(root: epath.Path) -> loop.Recipe:
   return loop.recipe_from_dict(json.loads(path.read_text()))
 
 
+def _draws_key(recipe: loop.Recipe, sampling) -> str:
+  """A short name of everything, beside the checkpoint, that draws depend on."""
+  text = json.dumps(
+    [dataclasses.asdict(x) for x in (recipe.data, sampling)]
+    + [recipe.seed, dict(recipe.model)],
+    sort_keys=True,
+  )
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def main() -> None:
   """Parses, loads, evaluates, reports."""
   if _CHECKPOINT.value is None:
@@ -119,7 +131,9 @@ def main() -> None:
   with CheckpointManager(root / 'checkpoints', read_only=True) as manager:
     extra, step = manager.read_extra(_STEP.value)
   with Pretrained(root) as pretrained:
-    params = pretrained.load(setup.model_config, setup.sharder, step=step)
+    params = pretrained.load(
+      setup.model_config, setup.sharder, step=step, verified=True
+    )
   sampling = setup.evaluation_sampling
   if _RELEASED.value:
     sampling = dataclasses.replace(
@@ -131,15 +145,18 @@ def main() -> None:
     samples_per_call=min(8, _SAMPLES.value),
     sampler=setup.sampler(sampling),
   )
+  key = _draws_key(recipe, sampling)
   tasks = _TASKS.value or list(evaluator.task_names())
   out = epath.Path(_OUT.value or root / f'evaluate-{step}')
   stage = f'step {step} ({extra["phase"]})'
   with Progress() as progress:
     for task in tasks:
-      kind = '-released_scores' if _RELEASED.value else ''
-      name = f'{task}-{_PROBLEMS.value}x{_SAMPLES.value}-step{step}{kind}.npz'
-      path = out / name
-      if path.exists():
+      kind = '-released' if _RELEASED.value else ''
+      name = f'{task}-{_PROBLEMS.value}x{_SAMPLES.value}-step{step}{kind}-{key}'
+      path = out / f'{name}.npz'
+      ids = '-token_ids' if _TOKEN_IDS.value else ''
+      results = out / f'{name}{ids}.jsonl'
+      if path.exists() and results.exists():
         samples = evaluation.EvaluationSamples.load(path)
       else:
         total = _PROBLEMS.value * _SAMPLES.value
@@ -150,23 +167,25 @@ def main() -> None:
           num_problems=_PROBLEMS.value,
           num_samples=_SAMPLES.value,
           progress=lambda done, total: progress.update(done),
+          keep_token_ids=_TOKEN_IDS.value,
         )
+        samples = dataclasses.replace(samples, released=_RELEASED.value)
         evaluation.write_results(
-          path.parent / f'{path.stem}.jsonl',
+          results,
           questions=[problem.question for problem in drawn.problems],
           answers=[problem.answer for problem in drawn.problems],
           texts_PN=drawn.texts_PN,
           samples=samples,
           seconds=drawn.seconds,
-          token_ids=drawn.token_ids if _TOKEN_IDS.value else None,
+          token_ids=drawn.token_ids,
         )
         # Last: it says that the task is done.
         samples.save(path)
       summary = evaluation.summarise(samples, ks)
       progress.note('\n' + evaluation.terminal_summary(summary))
-      write_json_atomic(out / f'{task}.json', summary)
+      write_json_atomic(out / f'{task}{kind}.json', summary)
       report = evaluation.write_report(
-        out / f'report-{task}',
+        out / f'report-{task}{kind}',
         title=f'{recipe.name}, {stage}: {task}',
         summaries={stage: summary},
         samples=samples,

@@ -52,10 +52,12 @@ def main() -> None:
     root = pretrained.path
     with CheckpointManager(root / 'checkpoints', read_only=True) as manager:
       step = manager.verified_step(_STEP.value)
-      extra, _ = manager.read_extra(step)
+      extra, _ = manager.read_extra(step, verified=True)
     progress.phase('read', 1)
     config = pretrained.config
-    params = pretrained.load(config, sharder, step=step)
+    params = pretrained.load(
+      config, sharder, step=step, verified=True, head_dtype='float32'
+    )
     progress.update(1)
     written = ByteProgress(progress, 'write')
     out = export_folder(
@@ -72,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, interrupted='nothing was exported')

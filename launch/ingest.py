@@ -8,7 +8,6 @@ from it with --config.model.source=models/r1-distill-7b. (Training also takes
 FOLDER itself; ingesting once saves the conversion at each start.)
 """
 
-import jax
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
@@ -17,13 +16,12 @@ from launch import cli
 from metastone_jax.checkpoints import (
   CheckpointManager,
   Pretrained,
-  is_ours,
   write_folder,
 )
 from metastone_jax.errors import UserError
 from metastone_jax.parallel import Sharder, make_mesh
 from metastone_jax.telemetry import ByteProgress, Progress
-from metastone_jax.telemetry.files import disk_error
+from metastone_jax.telemetry.files import whole_folder
 from metastone_jax.telemetry.progress import format_count
 from metastone_jax.training import loop
 
@@ -52,23 +50,6 @@ _DTYPE = flags.DEFINE_enum(
 _SEED = flags.DEFINE_integer('seed', 0, 'Of a fresh score head.')
 
 
-def _make_free(out: epath.Path) -> None:
-  """Removes what a killed ingest has left; refuses anything else."""
-  if not out.exists() or not any(out.iterdir()):
-    return
-  unfinished = not is_ours(out) and all(
-    path.name in ('checkpoints', 'source') for path in out.iterdir()
-  )
-  if not unfinished:
-    raise UserError(f'{out} exists already; remove it or give another --out')
-  _remove_unfinished(out)
-
-
-def _remove_unfinished(out: epath.Path) -> None:
-  if out.exists() and jax.process_index() == 0:
-    out.rmtree()
-
-
 def main() -> None:
   """Parses, loads, saves."""
   if _SOURCE.value is None or _OUT.value is None:
@@ -77,7 +58,8 @@ def main() -> None:
       '--out=models/qwen3-32b'
     )
   out = epath.Path(_OUT.value)
-  _make_free(out)
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise UserError(f'{out} exists already; remove it or give another --out')
   choices, mesh = {}, {'fsdp': -1}
   if _CONFIG.value is not None:
     recipe = loop.parse_recipe(_CONFIG.value)
@@ -110,18 +92,13 @@ def main() -> None:
       'config': {'model': dict(choices)},
       'versions': loop.versions(),
     }
-    try:
-      with CheckpointManager(out / 'checkpoints') as manager:
+    with whole_folder(out, 'nothing was ingested') as folder:
+      with CheckpointManager(folder / 'checkpoints') as manager:
         manager.save(0, {'train': {'params': params}}, extra)
       # Last: without model.json the folder counts for nothing.
-      if jax.process_index() == 0:
-        write_folder(out, config, pretrained.files)
-    except OSError as error:
-      _remove_unfinished(out)
-      raise disk_error(error, out, 'nothing was ingested') from error
-    except BaseException:
-      _remove_unfinished(out)
-      raise
+      write_folder(
+        folder, config, pretrained.files, trained_score_head=has_head
+      )
     progress.update(1)
   count = config.num_backbone_parameters
   head = 'its score head' if has_head else 'a fresh score head'
@@ -132,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, interrupted='nothing was ingested')

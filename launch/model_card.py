@@ -73,7 +73,7 @@ def write(
     )
   ]
   summary = root / 'summary.json'
-  if trained and summary.exists():
+  if trained and summary.exists() and _at_end(recipe, extra):
     lines += _numbers(json.loads(summary.read_text()), extra.get('phase'))
   if trained:
     text = json.dumps(recipe, indent=2)
@@ -83,6 +83,12 @@ def write(
     'Versions: ' + ', '.join(f'{k} {v}' for k, v in versions.items()) + '.'
   ]
   return '\n'.join(lines) + '\n'
+
+
+def _at_end(recipe: dict[str, Any], extra: dict[str, Any]) -> bool:
+  """Whether the checkpoint is the end of its phase, where it was evaluated."""
+  steps = {phase['name']: phase['steps'] for phase in recipe['phases']}
+  return extra['phase_step'] == steps[extra['phase']]
 
 
 def _numbers(summaries: dict[str, Any], phase: str | None) -> list[str]:

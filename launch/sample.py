@@ -47,7 +47,7 @@ _MARKS = flags.DEFINE_multi_string(
   'step_mark',
   None,
   'Text that ends a step, one token; repeat the flag for more. Default: those '
-  'of the run, else what the tokenizer has.',
+  'of the run, else the first of .\\n\\n, \\n\\n, .\\n, \\n that is a token.',
 )
 _DTYPE = flags.DEFINE_enum(
   'dtype', 'float32', ['float32', 'bfloat16'], 'Of the computation.'
@@ -57,7 +57,7 @@ _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead.')
 
 
 def _data_options(pretrained: Pretrained) -> dict:
-  """Step marks and think tags of the run's recipe, if it is a run."""
+  """What the recipe says of texts, if it is a run."""
   recipe = pretrained.path / 'config.json'
   if pretrained.is_ours and recipe.exists():
     return json.loads(recipe.read_text())['data']
@@ -79,10 +79,13 @@ def main() -> None:
       pretrained.files,
       pretrained.where,
       think_tags=options.get('think_tags'),
+      instruction=options.get('instruction', ''),
       system=_SYSTEM.value or options.get('system'),
     )
     marks = (
-      _MARKS.value or options.get('step_marks') or tokenizer.find_step_marks()
+      _MARKS.value
+      or options.get('step_marks')
+      or tokenizer.find_step_marks()[:1]
     )
     sampling = SamplingConfig(
       max_response_length=_MAX_TOKENS.value,
@@ -188,4 +191,4 @@ def _show(found, tokenizer: Tokenizer, stops, k: int, seconds: float) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, interrupted='nothing was answered')

@@ -16,7 +16,7 @@ from metastone_jax.checkpoints.huggingface.source import CARRIED as CARRIED
 from metastone_jax.checkpoints.manager import (
   CheckpointManager as CheckpointManager,
 )
+from metastone_jax.checkpoints.model_folder import is_ours as is_ours
+from metastone_jax.checkpoints.model_folder import write_folder as write_folder
 from metastone_jax.checkpoints.pretrained import Pretrained as Pretrained
-from metastone_jax.checkpoints.pretrained import is_ours as is_ours
-from metastone_jax.checkpoints.pretrained import write_folder as write_folder
 from metastone_jax.telemetry.files import write_json_atomic as write_json_atomic

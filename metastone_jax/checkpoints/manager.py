@@ -112,10 +112,15 @@ class CheckpointManager:
     return [step for step in self._complete_steps() if not self._damage(step)]
 
   def read_extra(
-    self, step: int | None = None, *, fallback: bool = False
+    self,
+    step: int | None = None,
+    *,
+    fallback: bool = False,
+    verified: bool = False,
   ) -> tuple[dict[str, Any], int]:
-    """Returns (extra, step) without reading arrays; verified as restore()."""
-    step = self._choose(step, fallback)
+    """Returns (extra, step) without reading arrays; arguments as restore()."""
+    if not verified:
+      step = self._choose(step, fallback)
     return self._io.read_extra(step), step
 
   def verified_step(self, step: int | None = None) -> int:
@@ -370,7 +375,14 @@ class CheckpointManager:
 
   def _finish(self, step: int, arrays: Mapping[str, Any]) -> None:
     """Waits for orbax's commit; then the record; then the removals."""
-    self._io.finish_write()
+    try:
+      self._io.finish_write()
+    except (OSError, ValueError) as error:  # ValueError: tensorstore's
+      text = ' '.join(str(error).split())
+      raise UserError(
+        f'{self._name(step)} could not be written: {text[:300]}; the earlier '
+        'checkpoints stand'
+      ) from error
     if not self._primary:
       return
     files = integrity.hash_files(self.step_dir(step))

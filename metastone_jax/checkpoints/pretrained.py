@@ -10,12 +10,10 @@
 
 import dataclasses
 import importlib.util
-import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import jax
 from absl import logging
 from etils import epath
 
@@ -26,24 +24,15 @@ from metastone_jax.checkpoints.huggingface.safetensors_files import (
   SafetensorsFolder,
 )
 from metastone_jax.checkpoints.huggingface.source import TensorSource
-from metastone_jax.checkpoints.manager import CheckpointManager
+from metastone_jax.checkpoints.model_folder import (
+  CHECKPOINTS,
+  is_ours,
+  read_folder,
+  restore_params,
+)
 from metastone_jax.errors import UserError
-from metastone_jax.model import (
-  ModelConfig,
-  Params,
-  RopeScaling,
-  abstract_params,
-  param_axes,
-)
+from metastone_jax.model import ModelConfig, Params
 from metastone_jax.parallel import Sharder
-from metastone_jax.telemetry.files import (
-  write_bytes_atomic,
-  write_json_atomic,
-)
-
-MODEL = 'model.json'
-CHECKPOINTS = 'checkpoints'
-SOURCE = 'source'
 
 # What a user may choose for weights that are already there; all else is theirs.
 FREE_FIELDS = (
@@ -55,35 +44,6 @@ FREE_FIELDS = (
   'param_dtype',
   'remat',
 )
-
-
-def model_to_json(config: ModelConfig) -> dict[str, Any]:
-  """The content of model.json."""
-  return dataclasses.asdict(config)
-
-
-def model_from_json(tree: Mapping[str, Any]) -> ModelConfig:
-  """The inverse of `model_to_json`."""
-  tree = dict(tree)
-  if tree.get('rope_scaling') is not None:
-    tree['rope_scaling'] = RopeScaling(**tree['rope_scaling'])
-  return ModelConfig(**tree)
-
-
-def write_folder(
-  folder: epath.Path, config: ModelConfig, files: Mapping[str, bytes]
-) -> None:
-  """Writes model.json and source/ of a folder of ours."""
-  for name, content in files.items():
-    path = folder / SOURCE / name
-    if not path.exists() or path.read_bytes() != content:
-      write_bytes_atomic(path, content)
-  write_json_atomic(folder / MODEL, model_to_json(config))
-
-
-def is_ours(folder: epath.Path) -> bool:
-  """Whether a folder is one of ours."""
-  return (folder / MODEL).exists()
 
 
 def _resolve(path: epath.PathLike) -> epath.Path:
@@ -133,6 +93,7 @@ class Pretrained:
     self.path = _resolve(path)
     self.where = str(self.path)
     self._source: TensorSource | None = None
+    self._trained_head = False
     self.files: dict[str, bytes] = {}
     if not self.path.exists():
       raise UserError(
@@ -142,21 +103,7 @@ class Pretrained:
     if self.path.name == CHECKPOINTS and is_ours(self.path.parent):
       self.path = self.path.parent
     if is_ours(self.path):
-      try:
-        self.config = model_from_json(
-          json.loads((self.path / MODEL).read_text())
-        )
-      except (ValueError, TypeError) as error:
-        raise UserError(
-          f'{self.path / MODEL} is damaged ({error}); restore it'
-        ) from error
-      folder = self.path / SOURCE
-      if folder.exists():
-        self.files = {
-          path.name: path.read_bytes()
-          for path in folder.iterdir()
-          if not path.name.startswith('.')
-        }
+      self.config, self._trained_head, self.files = read_folder(self.path)
     else:
       if self.path.name.endswith('.gguf'):
         # Its package is needed for such a file only.
@@ -192,10 +139,11 @@ class Pretrained:
     Raises:
       UserError: a choice that the weights have made already.
     """
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
     for name, value in choices.items():
       if name in FREE_FIELDS:
         continue
-      if not hasattr(self.config, name):
+      if name not in fields:
         raise UserError(f'model.{name} is no model option')
       if value != getattr(self.config, name):
         raise UserError(
@@ -218,7 +166,9 @@ class Pretrained:
 
   def has_score_head(self) -> bool:
     """Whether a trained score head comes with it."""
-    return self._source is None or self._score_file() is not None
+    if self._source is None:
+      return self._trained_head
+    return self._score_file() is not None
 
   def _score_file(self) -> epath.Path | None:
     folder = self.path.parent if self.path.is_file() else self.path
@@ -235,6 +185,7 @@ class Pretrained:
     seed: int = 0,
     step: int | None = None,
     score_module_path: epath.PathLike | None = None,
+    verified: bool = False,
     head_dtype: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
   ) -> Params:
@@ -246,25 +197,40 @@ class Pretrained:
       seed: of a fresh score head, where none comes with it.
       step: of a checkpoint of ours; None = the newest.
       score_module_path: a score head file that replaces its own.
+      verified: `step` comes from `CheckpointManager.verified_step`.
       head_dtype: of the score head; None = `config.param_dtype`.
       progress: called with (bytes done, bytes in all).
 
     Raises:
       UserError: missing, unexpected, misshapen or damaged parameters.
     """
-    if self._source is None:
-      params = _restore(self.path / CHECKPOINTS, config, sharder, step)
-    else:
-      params = load_lib.load_backbone(self._source, config, sharder, progress)
-    path = score_module_path or (self._source and self._score_file())
-    head = dataclasses.replace(
+    head_config = dataclasses.replace(
       config, param_dtype=head_dtype or config.param_dtype
     )
-    if path:
+    path = score_module_path or (self._source and self._score_file())
+    state = None
+    if path:  # small: what is wrong with it shows before the backbone is read
       state = score_module.read_score_module(epath.Path(path), config)
-      params['score_head'] = load_lib.load_score_head(state, head, sharder)
+    if self._source is None:
+      params = restore_params(
+        self.path / CHECKPOINTS,
+        self.config,
+        config,
+        sharder,
+        step=step,
+        verified=verified,
+        head_dtype=head_dtype,
+      )
+    else:
+      params = load_lib.load_backbone(self._source, config, sharder, progress)
+    if state is not None:
+      params['score_head'] = load_lib.load_score_head(
+        state, head_config, sharder
+      )
     elif 'score_head' not in params:
-      params['score_head'] = load_lib.fresh_score_head(head, seed, sharder)
+      params['score_head'] = load_lib.fresh_score_head(
+        head_config, seed, sharder
+      )
     return params
 
   def close(self) -> None:
@@ -277,35 +243,3 @@ class Pretrained:
 
   def __exit__(self, *exc) -> None:
     self.close()
-
-
-def _restore(root: epath.Path, config: ModelConfig, sharder: Sharder, step):
-  """Parameters of a checkpoint of ours, cast to `config.param_dtype`."""
-  with CheckpointManager(root, read_only=True) as manager:
-    step = manager.verified_step(step)
-    saved = manager.arrays(step)
-    wanted = abstract_params(config)
-    shardings = sharder.tree_shardings(wanted, param_axes(config))
-
-    def as_saved(path, leaf, sharding=None):
-      name = '/'.join(['train', 'params', *(key.key for key in path)])
-      dtype = saved[name]['dtype'] if name in saved else leaf.dtype
-      return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
-
-    rest = () if shardings is None else (shardings,)
-    abstract = jax.tree_util.tree_map_with_path(as_saved, wanted, *rest)
-    tree, _, _ = manager.restore(
-      step, {'train': {'params': abstract}}, partial=True, verified=True
-    )
-  params = tree['train']['params']
-  return jax.tree.map(
-    lambda x, leaf: x if x.dtype == leaf.dtype else _cast(x, leaf.dtype),
-    params,
-    wanted,
-  )
-
-
-def _cast(x: jax.Array, dtype) -> jax.Array:
-  return jax.jit(
-    lambda y: y.astype(dtype), out_shardings=x.sharding, donate_argnums=0
-  )(x)

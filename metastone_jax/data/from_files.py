@@ -34,12 +34,17 @@ def tokenizer_from_files(
       f'{where} has no tokenizer.json or tokenizer.model; give '
       'data.tokenizer=FOLDER'
     )
-  with tempfile.TemporaryDirectory() as folder:
+  base = pathlib.PurePath(where).name
+  with tempfile.TemporaryDirectory(suffix=f'-{base}') as folder:
     for name, content in files.items():
       (pathlib.Path(folder) / name).write_bytes(content)
-    tokenizer = Tokenizer.from_folder(folder, think_tags=think_tags)
-    chat = ChatFormat.from_tokenizer(
-      tokenizer, instruction=instruction, system=system
-    )
-  tokenizer.name = where
+    try:
+      tokenizer = Tokenizer.from_folder(folder, think_tags=think_tags)
+      chat = ChatFormat.from_tokenizer(
+        tokenizer, instruction=instruction, system=system
+      )
+    except errors.UserError as error:
+      text = str(error).replace(folder, where)
+      raise errors.UserError(text) from error
+  tokenizer.name, tokenizer.folder = where, None
   return tokenizer, chat

@@ -42,7 +42,7 @@ def write_results(
   Returns:
     The path.
   """
-  # Scores are at most 1: what is truncated or unparsed wins only alone.
+  # Scores are at most 1: what is not eligible wins only alone.
   best_P = (samples.scores_PN + 2 * samples.eligible_PN).argmax(axis=1)
   lines = []
   for p, (question, answer) in enumerate(zip(questions, answers, strict=True)):
@@ -53,7 +53,7 @@ def write_results(
       'score_lst': [float(score) for score in samples.scores_PN[p]],
     }
     if token_ids is not None:
-      output['token_ids_lst'] = [list(ids) for ids in token_ids[p]]
+      output['token_ids_lst'] = [np.asarray(i).tolist() for i in token_ids[p]]
     line = {'prompt': question, 'answer': answer, 'output': output}
     lines.append(json.dumps(line, ensure_ascii=False) + '\n')
   return write_whole(path, ''.join(lines).encode())

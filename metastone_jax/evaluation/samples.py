@@ -44,6 +44,8 @@ class EvaluationSamples:
     tokens_PN: thinking tokens drawn, >= 0.
     problem_ids: one unique name a problem; equal lists make two sets of
       samples comparable in pairs.
+    released: select as the released code does, by the score alone; default: a
+      truncated or unparsed sample wins only where there is no other (SPEC 5).
 
   Raises:
     UserError: a wrong shape, NaN, a score outside [0, 1], repeated ids.
@@ -56,6 +58,7 @@ class EvaluationSamples:
   finished_PN: np.ndarray
   tokens_PN: np.ndarray
   problem_ids: list[str]
+  released: bool = False
 
   def __post_init__(self):
     shape = np.shape(self.correct_PN)
@@ -108,7 +111,9 @@ class EvaluationSamples:
 
   @property
   def eligible_PN(self) -> np.ndarray:
-    """Finished and parsed: what may win before anything else (SPEC 5)."""
+    """What may win before anything else: finished and parsed, or all."""
+    if self.released:
+      return np.ones(self.shape, bool)
     return self.finished_PN & (self.answers_PN != estimators.UNPARSED)
 
   def save(self, path: epath.PathLike) -> epath.Path:
@@ -118,6 +123,7 @@ class EvaluationSamples:
       buffer,
       task=np.array(self.task),
       problem_ids=np.array(self.problem_ids, np.str_),
+      released=np.array(self.released),
       **{name: getattr(self, name) for name in _ARRAYS},
     )
     return write_whole(path, buffer.getvalue())
@@ -133,6 +139,7 @@ class EvaluationSamples:
         fields = {name: data[name] for name in _ARRAYS}
         fields['task'] = str(data['task'])
         fields['problem_ids'] = data['problem_ids'].tolist()
+        fields['released'] = bool(data['released'])
     except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as e:
       raise UserError(
         f'{path}: not a whole evaluation samples file ({type(e).__name__}); '

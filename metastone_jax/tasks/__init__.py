@@ -5,7 +5,6 @@ from metastone_jax.tasks.boxed import last_boxed
 from metastone_jax.tasks.mixture import Mixture, build_mixture
 from metastone_jax.tasks.registry import get_task, task_names
 from metastone_jax.tasks.rewards import Scores, score_responses
-from metastone_jax.tasks.templates import render_prompt
 
 __all__ = [
   'Mixture',
@@ -17,7 +16,6 @@ __all__ = [
   'build_mixture',
   'get_task',
   'last_boxed',
-  'render_prompt',
   'score_responses',
   'task_names',
 ]

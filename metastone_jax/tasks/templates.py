@@ -34,11 +34,6 @@ CHATML_THINK = ChatTemplate(
 RESPONSE_END = '<|im_end|>'
 
 
-def render_prompt(question: str, template: ChatTemplate = CHATML_THINK) -> str:
-  """The prompt of a question, up to and including `<think>\\n`."""
-  return template.render(question)
-
-
 def render_response(thinking: str, answer: str) -> str:
   """A whole response: steps, end of thinking, boxed answer, end of turn.
 

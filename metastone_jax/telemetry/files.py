@@ -9,6 +9,7 @@ Contract:
   most one, which the next write of the same target replaces.
 """
 
+import contextlib
 import errno
 import json
 import math
@@ -41,6 +42,43 @@ def disk_error(error: OSError, path: epath.PathLike, what: str) -> UserError:
 def is_remote(path: epath.PathLike) -> bool:
   """True for object-store paths such as `gs://bucket/run`."""
   return '://' in os.fspath(path)
+
+
+@contextlib.contextmanager
+def whole_folder(out: epath.PathLike, nothing: str):
+  """A folder that appears whole or not at all; what is at `out` is replaced.
+
+  On a local disk it is made as `.NAME.incomplete` beside its place and renamed.
+  An object store has no rename: there the caller writes last the file without
+  which the folder counts for nothing.
+
+  Args:
+    out: the folder.
+    nothing: what did not come about, e.g. 'nothing was exported'.
+
+  Yields:
+    The folder to write into.
+
+  Raises:
+    UserError: it cannot be written, or the disk is full; nothing is left.
+  """
+  out = epath.Path(out)
+  folder = out if is_remote(out) else out.parent / f'.{out.name}.incomplete'
+  try:
+    if folder.exists():
+      folder.rmtree()  # of a killed process
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+    if folder != out:
+      if out.exists():
+        out.rmtree()
+      os.replace(folder, out)
+  except BaseException as error:
+    if folder.exists():
+      folder.rmtree()
+    if isinstance(error, OSError):
+      raise disk_error(error, out, nothing) from error
+    raise
 
 
 def write_bytes_atomic(path: epath.PathLike, content: bytes) -> None:

@@ -45,7 +45,7 @@ def test_rows_are_prompt_then_demonstration(mixture, tiny, demonstrations):
   expected = {}
   for i in range(SIZE):
     problem = mixture.problem(i, 'train')
-    prompt = templates.render_prompt(problem.question)
+    prompt = templates.CHATML_THINK.render(problem.question)
     expected[prompt] = mixture.demonstration(problem)
   assert batch['tokens_BT'].shape == (SIZE, 80)
   assert {a.dtype for a in batch.values()} == {np.dtype(np.int32)}
@@ -134,7 +134,7 @@ def test_prompts(mixture, tiny):
   for problem, prompt, length in zip(
     problems, prompt_PS, prompt_length_P, strict=True
   ):
-    text = templates.render_prompt(problem.question)
+    text = templates.CHATML_THINK.render(problem.question)
     assert tiny.decode(prompt[:length]) == text
     assert (prompt[length:] == tiny.pad_id).all()
 

@@ -61,7 +61,7 @@ def test_task_texts_are_lossless_and_short(tiny, name):
   for index in range(300):
     problem = task.problem(index, 'train')
     for text in (
-      templates.render_prompt(problem.question),
+      templates.CHATML_THINK.render(problem.question),
       task.demonstration(problem),
     ):
       ids = tiny.encode(text)
@@ -76,7 +76,7 @@ def test_signs_lengths(tiny):
   for index in range(100):
     problem = task.problem(index, 'train')
     terms = len(problem.data['numbers'])
-    prompt = templates.render_prompt(problem.question)
+    prompt = templates.CHATML_THINK.render(problem.question)
     # 13 for the chat form and the words, then number and comma or stop.
     assert len(tiny.encode(prompt)) == 13 + 2 * terms <= 25
     response = tiny.encode(task.demonstration(problem))
@@ -400,7 +400,7 @@ def test_transformers_reads_the_folder_alike(tiny):
     tokenize=False,
     add_generation_prompt=True,
   )
-  assert prompt == templates.render_prompt(question)
+  assert prompt == templates.CHATML_THINK.render(question)
   ids = tiny.encode(prompt)
   assert theirs(prompt)['input_ids'] == ids
   assert theirs.decode(ids) == prompt

@@ -99,12 +99,38 @@ def test_chunked_equals_reference(name):
         )
 
 
+@pytest.mark.parametrize('chunk', [4, None])
+def test_padding_of_the_vocabulary_is_no_token(chunk):
+  """Values and gradients are those without the padding, whose own are 0."""
+  with jax.enable_x64(True):
+    hidden, kernel, target = map(jnp.asarray, _inputs())
+    want = _gradients(
+      functools.partial(reference.token_log_prob, temperature=0.6),
+      hidden,
+      kernel,
+      target,
+    )
+    noise = np.random.default_rng(2).normal(size=(D, 5)) * 10
+    got = _gradients(
+      functools.partial(
+        op.token_log_prob, temperature=0.6, chunk=chunk, vocab_size=V
+      ),
+      hidden,
+      jnp.concatenate([kernel, noise], axis=1),
+      target,
+    )
+    for g, w in zip(got[:3], want[:3], strict=True):
+      np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(got[3][:, :V], want[3], rtol=1e-11, atol=1e-12)
+    np.testing.assert_array_equal(got[3][:, V:], 0)
+
+
 def test_automatic_chunk_keeps_the_budget(monkeypatch):
   """The default chunk is the largest one within the budget of logits."""
   seen = []
   monkeypatch.setattr(op, '_LOGITS_BUDGET', B * V * 5 + 1)
   monkeypatch.setattr(
-    op.xla, 'token_log_prob', lambda *args: seen.append(args[-1])
+    op.xla, 'token_log_prob', lambda *args: seen.append(args[4])
   )
   op.token_log_prob(*map(jnp.asarray, _inputs(np.float32)))
   monkeypatch.setattr(op, '_LOGITS_BUDGET', 1)

@@ -13,6 +13,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from metastone_jax.checkpoints import Pretrained
+from metastone_jax.checkpoints.huggingface.safetensors_files import (
+  SafetensorsFolder,
+)
 from metastone_jax.data import Tokenizer
 from metastone_jax.errors import UserError
 from metastone_jax.parallel import Sharder
@@ -98,6 +101,54 @@ def test_ingested_is_the_folder(folders):
   jax.tree.map(np.testing.assert_array_equal, params, again)
   assert 'and its score head' in folders['ingested_output']
   assert 'GB/s' in folders['ingested_output']
+
+
+def test_an_ingested_folder_exports_bit_equal(folders, tmp_path):
+  """Folder -> checkpoint -> folder, through the commands."""
+  import torch
+
+  out = tmp_path / 'out'
+  found = command(
+    'launch.export', f'--checkpoint={folders["ingested"]}', f'--out={out}'
+  )
+  assert found.returncode == 0, found.stderr
+  with SafetensorsFolder(folders['source']) as a, SafetensorsFolder(out) as b:
+    assert a.tensors == b.tensors
+    for name in a.tensors:
+      np.testing.assert_array_equal(a.read(name), b.read(name), err_msg=name)
+  old, new = (
+    torch.load(path / 'score_module.pt', weights_only=True)
+    for path in (folders['source'], out)
+  )
+  for name, value in old.items():
+    torch.testing.assert_close(new[name], value, rtol=0, atol=0)
+
+
+def test_folders_of_others_are_left_alone(folders, tmp_path):
+  mine = tmp_path / 'mine'
+  (mine / 'checkpoints').mkdir(parents=True)
+  (mine / 'checkpoints' / 'model.ckpt').write_text('work')
+  for module, flags, message in (
+    ('launch.ingest', (f'--source={folders["source"]}',), 'exists already'),
+    (
+      'launch.export',
+      (f'--checkpoint={folders["run"]}', '--overwrite'),
+      'exists already and is no export',
+    ),
+  ):
+    found = command(module, *flags, f'--out={mine}', devices=1)
+    assert found.returncode == 2 and message in found.stderr
+  assert (mine / 'checkpoints' / 'model.ckpt').read_text() == 'work'
+  found = command(
+    'launch.train',
+    f'--config={CONFIG}',
+    f'--config.model.source={folders["ingested"]}',
+    f'--workdir={folders["ingested"]}',
+    devices=1,
+  )
+  assert found.returncode == 2
+  assert 'is a folder of launch.ingest, not of a run' in found.stderr
+  assert not (folders['ingested'] / 'config.json').exists()
 
 
 def test_training_moved_the_backbone_and_the_head(folders):

@@ -69,7 +69,7 @@ def test_final_answer_text(response, answer):
 
 
 def test_prompt_is_the_chat_form_opened_for_thinking():
-  assert templates.render_prompt('Why?') == (
+  assert templates.CHATML_THINK.render('Why?') == (
     '<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n'
   )
   assert templates.render_response(' a.\n\n', 'b') == (

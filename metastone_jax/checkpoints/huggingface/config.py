@@ -200,7 +200,6 @@ def write_config(
   dtype: str,
   *,
   base: Mapping[str, Any] | None = None,
-  max_positions: int | None = None,
 ) -> dict[str, Any]:
   """The `config.json` of an export.
 
@@ -209,7 +208,6 @@ def write_config(
     dtype: of the exported tensors.
     base: the config.json the model came with; everything in it that the
       ModelConfig does not fix is kept.
-    max_positions: context length where `base` does not say.
 
   Returns:
     JSON-able content; without a base in the style of transformers 4, which
@@ -245,7 +243,7 @@ def write_config(
     'hidden_act': 'silu',
     'rms_norm_eps': config.norm_eps,
     'rope_theta': config.rope_theta,
-    'max_position_embeddings': max_positions or _MAX_POSITIONS[family],
+    'max_position_embeddings': _MAX_POSITIONS[family],
     'tie_word_embeddings': config.tied_embeddings,
     'attention_dropout': 0.0,
     'use_cache': True,

@@ -5,7 +5,6 @@ config.json, without which nothing loads it, is the last file to be written.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +16,6 @@ from etils import epath
 from metastone_jax.checkpoints.huggingface import score_module
 from metastone_jax.checkpoints.huggingface.config import write_config
 from metastone_jax.checkpoints.huggingface.names import (
-  Tensor,
   backbone_tensors,
   score_tensors,
 )
@@ -29,7 +27,7 @@ from metastone_jax.checkpoints.huggingface.safetensors_files import (
 from metastone_jax.checkpoints.huggingface.source import TensorInfo
 from metastone_jax.errors import UserError
 from metastone_jax.model import ModelConfig
-from metastone_jax.telemetry.files import disk_error, is_remote
+from metastone_jax.telemetry.files import whole_folder
 
 DTYPES = {
   'float32': np.dtype(np.float32),
@@ -76,34 +74,21 @@ def export_folder(
   if dtype not in DTYPES:
     raise UserError(f'--dtype={dtype}: use one of {", ".join(DTYPES)}')
   out = check_free(out, overwrite=overwrite)
+  torch = score_module.import_torch('to write')  # before any work
   files = dict(files or {})
   base = files.pop('config.json', None)
   tree = write_config(
     config, dtype, base=json.loads(base) if base is not None else None
   )
-  folder = out if is_remote(out) else out.parent / f'.{out.name}.incomplete'
-  if folder.exists():
-    folder.rmtree()  # of a killed export, or to be overwritten
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
+  with whole_folder(out, 'nothing was exported') as folder:
     _write_weights(
-      folder, config, read_leaf, DTYPES[dtype], shard_bytes, progress
+      folder, config, read_leaf, DTYPES[dtype], shard_bytes, progress, torch
     )
     for name, content in files.items():
       (folder / name).write_bytes(content)
     if card:
       (folder / 'README.md').write_text(card)
     (folder / 'config.json').write_text(json.dumps(tree, indent=2) + '\n')
-    if folder != out:
-      if out.exists():
-        out.rmtree()
-      os.replace(folder, out)
-  except OSError as error:
-    _remove(folder)
-    raise disk_error(error, out, 'nothing was exported') from error
-  except BaseException:
-    _remove(folder)
-    raise
   return out
 
 
@@ -111,21 +96,24 @@ def check_free(out: epath.PathLike, *, overwrite: bool = False) -> epath.Path:
   """The path of an export that may be made.
 
   Raises:
-    UserError: something is there already, and not to be replaced.
+    UserError: something is there that is not an earlier export to replace.
   """
   out = epath.Path(out)
-  taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
-  if taken and not overwrite:
+  if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    return out
+  names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+  # Never a run or another folder of somebody's work.
+  exported = {'config.json', score_module.SAFE} <= names
+  if exported and 'model.json' not in names:
+    if overwrite:
+      return out
     raise UserError(f'{out} exists already; give another --out, or --overwrite')
-  return out
+  raise UserError(f'{out} exists already and is no export; give another --out')
 
 
-def _remove(folder: epath.Path) -> None:
-  if folder.exists():
-    folder.rmtree()
-
-
-def _write_weights(folder, config, read_leaf, dtype, shard_bytes, progress):
+def _write_weights(
+  folder, config, read_leaf, dtype, shard_bytes, progress, torch
+):
   tensors = {tensor.name: tensor for tensor in backbone_tensors(config)}
   infos = {k: TensorInfo(t.shape, dtype) for k, t in tensors.items()}
   total = sum(info.nbytes for info in infos.values())
@@ -161,9 +149,9 @@ def _write_weights(folder, config, read_leaf, dtype, shard_bytes, progress):
     {name: TensorInfo(x.shape, x.dtype) for name, x in head.items()},
     head.values(),
     # Which residual stream it reads, for whoever serves it.
-    {'feature_layer': str(config.split)},
+    {score_module.FEATURE_LAYER: str(config.split)},
   )
-  score_module.write_pickled(folder / score_module.PICKLED, head)
+  score_module.write_pickled(folder / score_module.PICKLED, head, torch)
 
 
 def leaf_reader(params: Mapping[str, Any]) -> ReadLeaf:
@@ -183,8 +171,3 @@ def leaf_reader(params: Mapping[str, Any]) -> ReadLeaf:
 @jax.jit
 def _layer(stack: jax.Array, layer: int) -> jax.Array:
   return jax.lax.dynamic_index_in_dim(stack, layer, 0, keepdims=False)
-
-
-def file_tensors(config: ModelConfig) -> list[Tensor]:
-  """Every tensor of an export, both heads."""
-  return [*backbone_tensors(config), *score_tensors(config)]

@@ -6,8 +6,7 @@ there, so the host holds about one tensor at a time.
 """
 
 import functools
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -131,15 +130,14 @@ def _to_devices(source, tensor: Tensor, names, sharder: Sharder) -> jax.Array:
   """A tensor as `leaf_view`, in its file's dtype, split as its leaf will be."""
   shape = tensor.leaf_view
   view_names = [names[tensor.order.index(axis)] for axis in range(len(shape))]
-  parts: dict[tuple, np.ndarray] = {}
+  rows: dict[tuple[int, int], np.ndarray] = {}
 
   def read(index: tuple[slice, ...]) -> np.ndarray:
-    bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
-    if bounds not in parts:
-      # Devices with the same part (a data axis) share one read.
-      parts.clear()
-      parts[bounds] = _read_part(source, tensor, bounds)
-    return parts[bounds]
+    bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
+    # Devices that split the columns of the same rows share one read.
+    if bounds[0] not in rows:
+      rows[bounds[0]] = _read_rows(source, tensor, *bounds[0])
+    return rows[bounds[0]][(slice(None), *index[1:])]
 
   sharding = sharder.sharding(view_names, shape)
   if sharding is None:
@@ -147,18 +145,17 @@ def _to_devices(source, tensor: Tensor, names, sharder: Sharder) -> jax.Array:
   return jax.make_array_from_callback(shape, sharding, read)
 
 
-def _read_part(source, tensor: Tensor, bounds) -> np.ndarray:
-  rows = min(bounds[0][1], tensor.view[0]) - bounds[0][0]
-  sizes = [stop - start for start, stop in bounds]
-  dtype = source.tensors[tensor.name].dtype
-  if rows <= 0:  # nothing but padding
-    return np.zeros(sizes, dtype)
-  inside = [(bounds[0][0], bounds[0][0] + rows), *bounds[1:]]
-  part = source.read(
-    tensor.name, tensor.file_index(tuple(slice(*bound) for bound in inside))
-  ).reshape(rows, *sizes[1:])
-  if rows < sizes[0]:
-    padding = [(0, sizes[0] - rows)] + [(0, 0)] * (part.ndim - 1)
+def _read_rows(source, tensor: Tensor, start: int, stop: int) -> np.ndarray:
+  """Rows of `leaf_view`; those beyond the vocabulary are 0."""
+  inside = min(stop, tensor.view[0])
+  shape = (max(inside - start, 0), *tensor.view[1:])
+  if not shape[0]:  # nothing but padding
+    dtype = source.tensors[tensor.name].dtype
+    return np.zeros((stop - start, *shape[1:]), dtype)
+  index = (slice(start, inside), *(slice(0, n) for n in shape[1:]))
+  part = source.read(tensor.name, tensor.file_index(index)).reshape(shape)
+  if inside < stop:
+    padding = [(0, stop - inside)] + [(0, 0)] * (part.ndim - 1)
     part = np.pad(part, padding)
   return part
 
@@ -212,8 +209,3 @@ def fresh_score_head(
     lambda key: init_params(config, key)['score_head'], out_shardings=shardings
   )
   return make(jax.random.key(seed))
-
-
-def count_bytes(tensors: Iterable[Tensor], itemsize: int) -> int:
-  """Bytes of tensors with elements of so many bytes."""
-  return sum(math.prod(tensor.shape) * itemsize for tensor in tensors)

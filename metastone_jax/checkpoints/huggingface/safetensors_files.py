@@ -37,6 +37,7 @@ class SafetensorsFile:
 
   Attributes:
     tensors: name -> shape and dtype.
+    metadata: texts that came with them.
 
   Raises:
     UserError: not a safetensors file, or cut off.
@@ -54,7 +55,7 @@ class SafetensorsFile:
       raise UserError(f'{path} is truncated inside its header; copy it again')
     try:
       header = json.loads(self._stream.read(length))
-      header.pop('__metadata__', None)
+      self.metadata = dict(header.pop('__metadata__', None) or {})
       self._place = {k: v['data_offsets'] for k, v in header.items()}
       codes = {k: v['dtype'] for k, v in header.items()}
       shapes = {k: tuple(v['shape']) for k, v in header.items()}

@@ -6,7 +6,6 @@ read with torch's weights-only reader, which runs no code from the file; torch
 is imported only here and only for it (extra `export`).
 """
 
-import pickle
 from collections.abc import Mapping
 
 import numpy as np
@@ -21,16 +20,19 @@ from metastone_jax.model import ModelConfig
 
 PICKLED = 'score_module.pt'
 SAFE = 'score_module.safetensors'
+# Metadata of SAFE: the block whose input the head reads.
+FEATURE_LAYER = 'feature_layer'
 
 
-def import_torch():
+def import_torch(purpose: str = 'to read'):
   """torch, or a UserError that says how to get it."""
   try:
     import torch
   except ImportError as error:
+    other = '' if purpose != 'to read' else f', or give the head as {SAFE}'
     raise UserError(
-      f"{PICKLED} needs torch: pip install 'metastone_jax[export]', or give "
-      f'the head as {SAFE}'
+      f'torch is needed {purpose} {PICKLED}: pip install '
+      f"'metastone_jax[export]'{other}"
     ) from error
   return torch
 
@@ -45,23 +47,32 @@ def read_score_module(
     config: of the backbone, whose width the head must have.
 
   Raises:
-    UserError: not a state dict, other keys, or another width.
+    UserError: no such file, not a state dict, other keys, another width, or a
+      head that reads another layer.
   """
+  if not path.exists():
+    raise UserError(f'there is no score head file {path}')
   if path.name.endswith('.safetensors'):
     file = SafetensorsFile(path)
     state = {name: file.read(name) for name in file.tensors}
+    layer = file.metadata.get(FEATURE_LAYER, str(config.split))
     file.close()
+    if layer != str(config.split):
+      raise UserError(
+        f'{path} reads the stream that enters block {layer}, this config that '
+        f'of block {config.split}; set model.feature_layer={layer}'
+      )
   else:
     torch = import_torch()
     try:
       with path.open('rb') as stream:
         tree = torch.load(stream, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
+    except Exception as error:  # whatever a damaged file makes torch raise
       raise UserError(
         f'{path} is no plain state dict of tensors, and nothing else is read '
         '(a pickle can run code); save it with torch.save('
         'module.state_dict(), path)'
-      ) from e
+      ) from error
     if not isinstance(tree, Mapping) or not all(
       isinstance(value, torch.Tensor) for value in tree.values()
     ):
@@ -69,7 +80,9 @@ def read_score_module(
         f'{path} holds a {type(tree).__name__}, not a state dict of tensors; '
         'save it with torch.save(module.state_dict(), path)'
       )
-    state = {name: value.float().numpy() for name, value in tree.items()}
+    state = {
+      name: value.detach().float().numpy() for name, value in tree.items()
+    }
   wanted = {tensor.name: tensor for tensor in score_tensors(config)}
   for name in wanted:
     if name not in state:
@@ -91,9 +104,10 @@ def read_score_module(
   return {name: np.asarray(state[name], np.float32) for name in wanted}
 
 
-def write_pickled(path: epath.Path, state: Mapping[str, np.ndarray]) -> None:
+def write_pickled(
+  path: epath.Path, state: Mapping[str, np.ndarray], torch
+) -> None:
   """Writes `score_module.pt` as the released code saves it."""
-  torch = import_torch()
   tensors = {
     # bfloat16 and numpy do not know each other: by way of float32, exactly.
     name: torch.from_numpy(np.array(value, np.float32)).to(

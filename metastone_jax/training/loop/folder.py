@@ -12,7 +12,11 @@ import optax
 from etils import epath
 
 from metastone_jax import __version__
-from metastone_jax.checkpoints import CheckpointManager, Pretrained
+from metastone_jax.checkpoints import (
+  CheckpointManager,
+  Pretrained,
+  is_ours,
+)
 from metastone_jax.errors import UserError
 from metastone_jax.training import optimiser
 from metastone_jax.training import state as state_lib
@@ -94,6 +98,35 @@ def start_params(setup: Setup, status: Callable[[str], None]):
     )
   status('')
   return params
+
+
+def check_workdir(
+  recipe: Recipe, workdir: epath.Path, step: int | None
+) -> None:
+  """Refuses a folder in which this recipe can neither start nor go on.
+
+  Args:
+    recipe: the run.
+    workdir: its folder.
+    step: the checkpoint to resume from, if one was named.
+
+  Raises:
+    UserError: another recipe's folder, one of launch.ingest, or a step where
+      there is nothing to resume.
+  """
+  path = workdir / 'config.json'
+  if path.exists():
+    check_same_recipe(recipe, path)
+  elif is_ours(workdir):
+    raise UserError(
+      f'{workdir} is a folder of launch.ingest, not of a run; give another '
+      f'--workdir, and start from it with --config.model.source={workdir}'
+    )
+  elif step is not None:
+    raise UserError(
+      f'--step={step}: there is nothing to resume in {workdir}; leave the flag '
+      'out to start'
+    )
 
 
 def check_same_recipe(recipe: Recipe, path: epath.Path) -> None:

@@ -28,13 +28,13 @@ class Responses:
   Attributes:
     problems: the problems.
     texts_PN: response texts as the model wrote them, without the end token.
-    token_ids: their ids, P lists of N lists.
+    token_ids: their ids, P lists of N int32 arrays; None if not asked for.
     seconds: of drawing all of them.
   """
 
   problems: tuple[Problem, ...]
   texts_PN: np.ndarray
-  token_ids: list[list[list[int]]]
+  token_ids: list[list[np.ndarray]] | None
   seconds: float
 
 
@@ -106,6 +106,7 @@ class Evaluator:
     num_problems: int,
     num_samples: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    keep_token_ids: bool = False,
   ) -> tuple[EvaluationSamples, Responses]:
     """Draws num_samples responses to each of num_problems problems.
 
@@ -115,6 +116,7 @@ class Evaluator:
       num_problems: held-out problems, from the first.
       num_samples: responses to each.
       progress: called with (responses done, responses in all).
+      keep_token_ids: also return the ids of every response.
 
     Returns:
       Scores, correctness, answers, lengths, for the estimators; and the
@@ -144,7 +146,7 @@ class Evaluator:
     }
     started = time.monotonic()
     texts = np.empty(shape, object)
-    token_ids = [[[] for _ in range(num_samples)] for _ in range(num_problems)]
+    token_ids = [[None] * num_samples for _ in range(num_problems)]
     done = 0
     for first in range(0, num_problems, P):
       # The last piece is filled up with repetitions, dropped again below.
@@ -175,11 +177,12 @@ class Evaluator:
           drawn.length_PN[:keep, :width].reshape(-1),
         )
         texts[rows] = np.array(decoded, object).reshape(keep, width)
-        for p in range(keep):
-          for n in range(width):
-            token_ids[first + p][start + n] = drawn.token_PNR[
-              p, n, : drawn.length_PN[p, n]
-            ].tolist()
+        if keep_token_ids:
+          for p in range(keep):
+            for n in range(width):
+              token_ids[first + p][start + n] = drawn.token_PNR[
+                p, n, : drawn.length_PN[p, n]
+              ].copy()
         done += keep * width
         progress(done, num_problems * num_samples)
     seconds = time.monotonic() - started
@@ -204,4 +207,6 @@ class Evaluator:
       for stop in self.setup.chat.stop_tokens:
         text = text.removesuffix(stop)
       texts[place] = text
-    return samples, Responses(tuple(problems), texts, token_ids, seconds)
+    return samples, Responses(
+      tuple(problems), texts, token_ids if keep_token_ids else None, seconds
+    )

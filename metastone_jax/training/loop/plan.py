@@ -27,6 +27,17 @@ def step_flops(setup: Setup, phase: PhaseConfig) -> float:
   return 3 * forward(trained, T / 2) + forward(drawn, T / 2)
 
 
+def cache_bytes(setup: Setup, rows: int) -> int:
+  """Bytes of keys and values of so many responses at full length.
+
+  A rollout is one program over all its rows: their caches exist at once.
+  """
+  model = setup.model_config
+  width = {'float64': 8, 'float32': 4, 'bfloat16': 2}[model.dtype]
+  slot = 2 * model.num_layers * model.num_kv_heads * model.head_width * width
+  return rows * setup.recipe.data.max_response_length * slot
+
+
 def describe(setup: Setup) -> str:
   """The plan as text for the terminal."""
   recipe, model = setup.recipe, setup.model_config
@@ -61,7 +72,8 @@ def describe(setup: Setup) -> str:
       lines.append(
         f'    rollout    {phase.prompts_per_step} prompts_per_step x '
         f'{phase.samples_per_prompt} samples_per_prompt = '
-        f'{phase.rollouts_per_step} responses'
+        f'{phase.rollouts_per_step} responses, key/value cache '
+        f'{cache_bytes(setup, phase.rollouts_per_step) / 1e9:.3f} GB'
       )
     pieces = phase.update_config.num_micro_batches
     per_update = phase.rollouts_per_step // phase.updates_per_rollout

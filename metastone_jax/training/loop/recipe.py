@@ -348,9 +348,13 @@ class Recipe:
         )
 
   def _check_cold_head(self):
-    """Refuses SPR on a head that is zero: no logit would ever be kept."""
-    started = self.start_from or self.model.get('source')
-    if self.model.get('score_init') != 'zero' or started:
+    # Whether a head comes with the parameters is not known here.
+    if not (self.start_from or self.model.get('source')):
+      self.check_zero_head()
+
+  def check_zero_head(self) -> None:
+    """Refuses SPR on a fresh head that is zero: no logit would ever be kept."""
+    if self.model.get('score_init') != 'zero':
       return
     for phase in self.phases:
       if not phase.score_coefficient:

@@ -418,14 +418,7 @@ def train(
   """
   workdir = epath.Path(workdir)
   primary = jax.process_index() == 0
-  config_path = workdir / 'config.json'
-  if config_path.exists():
-    folder.check_same_recipe(recipe, config_path)
-  elif step is not None:
-    raise UserError(
-      f'--step={step}: there is nothing to resume in {workdir}; leave the flag '
-      'out to start'
-    )
+  folder.check_workdir(recipe, workdir, step)
   with (
     telemetry_lib.StopRequest() as stop,
     telemetry_lib.Progress(enabled=primary) as progress,
@@ -438,7 +431,7 @@ def train(
       workdir.mkdir(parents=True, exist_ok=True)
       if primary:
         write_folder(workdir, run.setup.model_config, run.setup.files)
-        write_json_atomic(config_path, folder.config_dict(recipe))
+        write_json_atomic(workdir / 'config.json', folder.config_dict(recipe))
       if step is not None or run.manager.latest_step() is not None:
         run.resume(step, resume_from_last_good)
         run.stages.restore(run.phase_index)

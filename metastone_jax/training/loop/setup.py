@@ -68,8 +68,10 @@ class Setup:
       UserError: tokenizer, tasks, model or mesh do not fit.
     """
     data = recipe.data
+    if folder is not None and not is_ours(folder):
+      folder = None
     model_config, files = _model(recipe, folder)
-    tokenizer, chat, files = _tokenizer(recipe, files)
+    tokenizer, chat, files = _tokenizer(recipe, files, folder)
     if model_config is None:
       model_config = recipe.model_config(tokenizer.vocab_size)
     if model_config.vocab_size < tokenizer.vocab_size:
@@ -173,20 +175,27 @@ def _model(recipe: Recipe, folder: epath.PathLike | None):
   """(ModelConfig, files) of a pretrained model; (None, {}) of a preset."""
   if recipe.source is None:
     return None, {}
-  path = recipe.source
-  if folder is not None and is_ours(epath.Path(folder)):
-    path = folder
-  with Pretrained(path) as pretrained:
+  with Pretrained(folder or recipe.source) as pretrained:
+    if not (pretrained.has_score_head() or recipe.start_from):
+      recipe.check_zero_head()
     # Masters are float32 whatever was published, unless the recipe says else.
     choices = {'param_dtype': 'float32', **recipe.model_choices}
     return pretrained.configure(**choices), pretrained.files
 
 
-def _tokenizer(recipe: Recipe, files: Mapping[str, bytes]):
+def _tokenizer(
+  recipe: Recipe, files: Mapping[str, bytes], folder: epath.PathLike | None
+):
   """(Tokenizer, ChatFormat, all files that an export carries on)."""
   data = recipe.data
-
   form = dict(instruction=data.instruction, system=data.system)
+  if folder is not None:
+    with Pretrained(folder) as own:
+      files = own.files
+    tokenizer, chat = tokenizer_from_files(
+      files, str(folder), think_tags=data.think_tags, **form
+    )
+    return tokenizer, chat, files
   if data.tokenizer == 'source':
     if recipe.source is None:
       raise UserError(
@@ -197,16 +206,18 @@ def _tokenizer(recipe: Recipe, files: Mapping[str, bytes]):
       files, recipe.source, think_tags=data.think_tags, **form
     )
     return tokenizer, chat, files
-  if data.tokenizer == 'tiny':
-    tokenizer = Tokenizer.tiny()
-  else:
-    tokenizer = Tokenizer.from_folder(
-      data.tokenizer, think_tags=data.think_tags
-    )
+  path = data.tokenizer
+  if path == 'tiny':
+    path = Tokenizer.tiny().folder
+  tokenizer = Tokenizer.from_folder(path, think_tags=data.think_tags)
   chat = ChatFormat.from_tokenizer(tokenizer, **form)
+  # Of the model's own files only those that are not about tokens: two
+  # tokenizers must not mix.
+  kept = {k: v for k, v in files.items() if k in ('config.json', 'LICENSE')}
   carried = {
     name: (tokenizer.folder / name).read_bytes()
     for name in CARRIED
-    if name != 'config.json' and (tokenizer.folder / name).exists()
+    if name not in kept and (tokenizer.folder / name).exists()
   }
-  return tokenizer, chat, {**files, **carried}
+  carried.pop('config.json', None)  # of whatever model lies there
+  return tokenizer, chat, {**kept, **carried}

@@ -6,6 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from metastone_jax.checkpoints import Pretrained, export_folder, leaf_reader
+from metastone_jax.checkpoints.huggingface.safetensors_files import (
+  SafetensorsFile,
+  SafetensorsFolder,
+)
 from metastone_jax.errors import UserError
 from metastone_jax.parallel import Sharder, make_mesh
 from tests.checkpoints.huggingface import parts
@@ -34,7 +39,9 @@ def test_logits_features_and_scores_equal_torch(name, tmp_path):
     )
 
 
-@pytest.mark.parametrize('name', ['qwen2', 'qwen2_yarn', 'qwen3'])
+@pytest.mark.parametrize(
+  'name', ['qwen2', 'qwen2_tied', 'qwen2_yarn', 'qwen3', 'llama']
+)
 def test_greedy_tokens_equal_torch(name, tmp_path):
   model = parts.save_folder(tmp_path, name)
   import torch
@@ -89,6 +96,40 @@ def test_shards_of_a_mesh_hold_the_same_parameters(tmp_path):
   assert {shard.data.shape for shard in shards} == {(2, 6, 2, 6)}
 
 
+@pytest.mark.parametrize(
+  'mesh', [{'fsdp': 8}, {'fsdp': 4, 'tensor': 2}, {'data': 2, 'fsdp': 4}]
+)
+def test_each_byte_is_read_once_whatever_the_mesh(mesh, tmp_path, monkeypatch):
+  parts.save_folder(tmp_path, 'qwen2', dtype='bfloat16', head=False)
+  read, largest = [], []
+  plain = SafetensorsFile.read
+
+  def counted(self, name, index=None):
+    array = plain(self, name, index)
+    read.append(array.nbytes)
+    largest.append(array.nbytes)
+    return array
+
+  monkeypatch.setattr(SafetensorsFile, 'read', counted)
+  parts.load(tmp_path, Sharder(make_mesh(mesh)))
+  with SafetensorsFolder(tmp_path) as source:
+    sizes = [info.nbytes for info in source.tensors.values()]
+  assert sum(read) == sum(sizes)
+  assert max(largest) <= max(sizes)
+
+
+def test_a_head_of_another_layer_is_refused(tmp_path):
+  source, out = tmp_path / 'source', tmp_path / 'out'
+  source.mkdir()
+  parts.save_folder(source, 'qwen2')
+  config, params = parts.load(source, feature_layer=1)
+  export_folder(out, config, leaf_reader(params), dtype='float32')
+  with pytest.raises(UserError, match='set model.feature_layer=1'):
+    parts.load(out)
+  again, _ = parts.load(out, feature_layer=1)
+  assert again.split == 1
+
+
 def test_vocabulary_padding_changes_nothing(tmp_path):
   parts.save_folder(tmp_path, 'qwen2')
   token, real = parts.prompts()
@@ -119,8 +160,6 @@ def test_the_older_config_style_gives_the_same_model(tmp_path):
 
 
 def test_a_fresh_head_depends_on_the_seed(tmp_path):
-  from metastone_jax.checkpoints import Pretrained
-
   parts.save_folder(tmp_path, head=False)
   with Pretrained(tmp_path) as pretrained:
     assert not pretrained.has_score_head()
@@ -188,6 +227,11 @@ def _text_file(folder):
   (folder / 'score_module.pt').write_text('no pickle')
 
 
+def _damaged_pickle(folder):
+  path = folder / 'score_module.pt'
+  path.write_bytes(path.read_bytes()[:300])
+
+
 def _head_without_bias(folder):
   import torch
 
@@ -208,6 +252,7 @@ def _head_without_bias(folder):
     (_whole_module, r'no plain state dict.*can run code'),
     (_list_of_numbers, r'holds a list, not a state dict'),
     (_text_file, r'score_module.pt is no plain state dict'),
+    (_damaged_pickle, r'score_module.pt is no plain state dict'),
     (_head_without_bias, r'has no 3.bias'),
     (
       lambda f: _edit(f / 'config.json', vocab_size=50),
@@ -273,9 +318,21 @@ def test_bad_folders_are_refused_by_name(damage, message, tmp_path):
   assert '\n' not in str(caught.value)
 
 
-def test_what_the_weights_fix_cannot_be_chosen(tmp_path):
-  from metastone_jax.checkpoints import Pretrained
+def test_a_head_of_parameters_is_a_state_dict_too(tmp_path):
+  import torch
 
+  parts.save_folder(tmp_path, 'qwen2')
+  _, want = parts.load(tmp_path)
+  module = parts.torch_score_module()
+  torch.save(dict(module.named_parameters()), tmp_path / 'score_module.pt')
+  _, got = parts.load(tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+  with Pretrained(tmp_path) as pretrained:
+    with pytest.raises(UserError, match='no score head file /gone'):
+      pretrained.load(pretrained.config, Sharder(), score_module_path='/gone')
+
+
+def test_what_the_weights_fix_cannot_be_chosen(tmp_path):
   parts.save_folder(tmp_path, 'qwen2')
   with Pretrained(tmp_path) as pretrained:
     with pytest.raises(UserError, match='model.width=32, but the weights'):
