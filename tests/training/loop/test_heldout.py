@@ -153,7 +153,9 @@ def test_main_task_is_the_one_with_the_largest_share():
 def test_responses_are_what_was_drawn_and_scored(setup, heldout):
   sampler = FakeSampler(setup, heldout)
   evaluator = loop.Evaluator(setup, 3, 2, sampler=sampler)
-  samples, drawn = evaluator.draw({}, 'signs', num_problems=4, num_samples=3)
+  samples, drawn = evaluator.draw(
+    {}, 'signs', num_problems=4, num_samples=3, keep_token_ids=True
+  )
   assert [problem.id for problem in drawn.problems] == samples.problem_ids
   for p in range(4):
     for n in range(3):
