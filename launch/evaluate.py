@@ -57,8 +57,13 @@ _TOKEN_IDS = flags.DEFINE_bool(
 _MODE = flags.DEFINE_enum(
   'mode',
   'complete',
-  ['complete'],
-  "'complete': whole responses, each scored by its thinking.",
+  ['complete', 'trace'],
+  "'complete': whole responses, each scored by its thinking; 'trace' (the "
+  'paper): k thinking traces, the answer written once from the best; accuracy '
+  'only.',
+)
+_DRAWS = flags.DEFINE_integer(
+  'draws', 4, 'Answers a problem for each k in --mode=trace.'
 )
 _RELEASED = flags.DEFINE_bool(
   'released_scores',
@@ -113,6 +118,40 @@ def _draws_key(recipe: loop.Recipe, sampling) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def _evaluate_traces(evaluator, params, tasks, sampling, ks, out) -> None:
+  """Prints and saves accuracy and tokens of one answer from k traces."""
+  with Progress() as progress:
+    for task in tasks:
+      rows = []
+      for k in ks:
+        progress.phase(f'{task}, k = {k}', _PROBLEMS.value * _DRAWS.value)
+        found = loop.answer_from_traces(
+          evaluator,
+          params,
+          task,
+          sampling,
+          k=k,
+          num_problems=_PROBLEMS.value,
+          num_draws=_DRAWS.value,
+          progress=lambda done, total: progress.update(done),
+        )
+        accuracy = evaluation.bootstrap_interval(found.correct_PR.mean(axis=1))
+        rows.append(
+          {
+            'k': k,
+            'accuracy': accuracy.as_dict(),
+            'tokens': float(found.tokens_PR.mean()),
+          }
+        )
+        progress.note(
+          f'{task}: the best of {k} traces answers '
+          f'{100 * accuracy.mean:.1f} % right ({100 * accuracy.low:.1f} to '
+          f'{100 * accuracy.high:.1f}), {rows[-1]["tokens"]:.0f} tokens an '
+          'answer'
+        )
+      write_json_atomic(out / f'{task}-trace.json', rows)
+
+
 def main() -> None:
   """Parses, loads, evaluates, reports."""
   if _CHECKPOINT.value is None:
@@ -149,6 +188,9 @@ def main() -> None:
   tasks = _TASKS.value or list(evaluator.task_names())
   out = epath.Path(_OUT.value or root / f'evaluate-{step}')
   stage = f'step {step} ({extra["phase"]})'
+  if _MODE.value == 'trace':
+    _evaluate_traces(evaluator, params, tasks, sampling, ks, out)
+    return
   with Progress() as progress:
     for task in tasks:
       kind = '-released' if _RELEASED.value else ''

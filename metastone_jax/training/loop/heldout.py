@@ -18,7 +18,7 @@ from metastone_jax.tasks import Problem, build_mixture, score_responses
 from metastone_jax.training.loop.setup import Setup
 
 # Keeps evaluation draws apart from those of training.
-_DRAW_OFFSET = 2**30
+DRAW_OFFSET = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Evaluator:
     tasks = self.setup.recipe.data.tasks
     return tuple(sorted(tasks, key=lambda name: (-tasks[name], name)))
 
-  def _batch(self, task: str, count: int):
+  def batch(self, task: str, count: int):
     """The first `count` held-out problems of one task, encoded once."""
     found = self._problems.get(task)
     if found is None or len(found[0]) < count:
@@ -135,7 +135,7 @@ class Evaluator:
         f'task {task!r} is not in this run; it has '
         f'{", ".join(self.task_names())}'
       )
-    problems, prompt_PS, length_P = self._batch(task, num_problems)
+    problems, prompt_PS, length_P = self.batch(task, num_problems)
     P, N = self.problems_per_call, self.samples_per_call
     shape = (num_problems, num_samples)
     result = {
@@ -162,7 +162,7 @@ class Evaluator:
                 prompt_PS[index_P],
                 length_P[index_P],
                 np.int32(self.setup.recipe.seed),
-                (index_P + _DRAW_OFFSET).astype(np.int32),
+                (index_P + DRAW_OFFSET).astype(np.int32),
                 np.arange(start, start + N, dtype=np.int32),
               )
             ),

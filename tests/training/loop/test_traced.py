@@ -1,0 +1,75 @@
+"""One answer from the best of k traces, over the held-out problems."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from metastone_jax.model import init_params
+from metastone_jax.sampling import best_of_k
+from metastone_jax.tasks import base
+from metastone_jax.training import loop
+from tests import quick
+from tests.training.loop import parts
+
+
+def test_each_answer_is_that_of_its_problem_alone(monkeypatch):
+  setup = parts.setup()
+
+  def verify(problem, text):
+    """Right by chance, so that which text was judged shows."""
+    return base.Verdict(float(len(text) % 3 > 0), True, text)
+
+  monkeypatch.setattr(setup.mixture.tasks['signs'], 'verify', verify)
+  # Many tokens end an answer, as a random model seldom finds the one.
+  sampling = dataclasses.replace(
+    setup.evaluation_sampling, more_eos_ids=tuple(range(100, 120))
+  )
+  params = init_params(setup.model_config, jax.random.key(2))
+  evaluator = loop.Evaluator(setup, 2, 2, sampler=lambda *args: None)
+  calls = []
+  found = loop.answer_from_traces(
+    evaluator,
+    params,
+    'signs',
+    sampling,
+    k=3,
+    num_problems=3,
+    num_draws=4,
+    progress=lambda *now: calls.append(now),
+  )
+  assert calls[:3] == [(2, 12), (3, 12), (5, 12)] and calls[-1] == (12, 12)
+
+  @quick.jit
+  def alone(params, prompt, length, draw):
+    return best_of_k(
+      params,
+      prompt,
+      length,
+      np.int32(setup.recipe.seed),
+      draw,
+      k=3,
+      model_config=setup.model_config,
+      config=sampling,
+      form='trace',
+      answer_length=sampling.max_response_length,
+      sharder=setup.sharder,
+    )
+
+  _, prompt, length = evaluator.batch('signs', 3)
+  counts = set()
+  for p in range(3):
+    for r in range(4):
+      draw = np.array([2**30 + p + r * 2**20], np.int32)
+      one = jax.device_get(
+        alone(params, prompt[p : p + 1], length[p : p + 1], draw)
+      )
+      traces = one.candidates.length_PN[0]
+      answer = one.answer_length_P[0] - traces[one.best_P[0]]
+      assert found.tokens_PR[p, r] == traces.sum() + answer
+      counts.add(int(found.tokens_PR[p, r]))
+      (text,) = setup.tokenizer.decode_rows(one.answer_PA, one.answer_length_P)
+      right = len(text) % 3 > 0 and one.answer_finished_P[0]
+      assert found.correct_PR[p, r] == right
+  assert len(counts) > 1 and 0 < found.correct_PR.sum() < 12
+  assert found.k == 3
