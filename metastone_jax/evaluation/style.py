@@ -100,14 +100,43 @@ def note(ax, y: float, text: str) -> None:
 
 
 def step_axis(ax, run: Run, names: Sequence[str]) -> None:
-  """Step axis over the phases in which these metrics exist."""
+  """Step axis over the phases in which these metrics exist.
+
+  Several phases get widths by the cube root of their lengths, so that a long
+  warm-up does not squeeze the short phases that matter.
+  """
   seen = [x[[0, -1]] for name in names for x, _ in run.series(name)]
   first, last = np.min(seen), np.max(seen)
   start = max(s for _, s, _ in run.phases if s <= first)
   end = min(e for _, _, e in run.phases if e >= last)
-  ax.set_xlim(start, end if end > start else start + 1.0)
-  ax.set_xlabel('training step (updates)', fontsize=8.5)
-  ax.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+  end = end if end > start else start + 1.0
+  inner = [s for _, s, _ in run.phases if start < s < end]
+  label = 'training step (updates)'
+  if inner:
+    edges = np.array([start, *inner, end])
+    places = np.concatenate([[0.0], np.cumsum(np.cbrt(np.diff(edges)))])
+    ax.set_xscale(
+      'function',
+      functions=(
+        lambda x: np.interp(x, edges, places),
+        lambda place: np.interp(place, places, edges),
+      ),
+    )
+    # Where a phase starts, and inside wide ones.
+    ticks = list(edges)
+    for low, high, width in zip(
+      edges, edges[1:], np.diff(places) / places[-1], strict=False
+    ):
+      if width > 0.4:
+        ticks += list(low + (high - low) * np.array([0.25, 0.5, 0.75]))
+    ax.xaxis.set_major_locator(ticker.FixedLocator(sorted(ticks)))
+    ax.xaxis.set_major_formatter(ticker.FormatStrFormatter('%d'))
+    ax.xaxis.set_minor_locator(ticker.NullLocator())
+    label += '; phases not to scale'
+  else:
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+  ax.set_xlim(start, end)
+  ax.set_xlabel(label, fontsize=8.5)
   plain_axes(ax)
 
 
