@@ -15,7 +15,7 @@ from metastone_jax.checkpoints import (
   Pretrained,
   check_free,
   export_folder,
-  leaf_reader,
+  tensor_reader,
 )
 from metastone_jax.errors import UserError
 from metastone_jax.parallel import Sharder, make_mesh
@@ -63,7 +63,7 @@ def main() -> None:
     out = export_folder(
       _OUT.value,
       config,
-      leaf_reader(params),
+      tensor_reader(params),
       dtype=_DTYPE.value,
       files=pretrained.files,
       card=model_card.write(root, config, step, extra),

@@ -10,7 +10,7 @@ from metastone_jax.checkpoints.huggingface.export import (
   export_folder as export_folder,
 )
 from metastone_jax.checkpoints.huggingface.export import (
-  leaf_reader as leaf_reader,
+  tensor_reader as tensor_reader,
 )
 from metastone_jax.checkpoints.huggingface.source import CARRIED as CARRIED
 from metastone_jax.checkpoints.manager import (

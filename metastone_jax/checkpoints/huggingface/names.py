@@ -48,11 +48,6 @@ class Tensor:
     """The leaf of a whole tensor (without vocabulary padding)."""
     return np.transpose(array.reshape(self.view), self.order)
 
-  def from_leaf(self, leaf: np.ndarray) -> np.ndarray:
-    """The tensor of a leaf; vocabulary padding is cut off."""
-    array = np.transpose(leaf, np.argsort(self.order))
-    return array[: self.view[0]].reshape(self.shape)
-
   def file_index(self, view_index: tuple[slice, ...]) -> tuple[slice, ...]:
     """Slices of the file's tensor for slices of the (unpadded) view."""
     index, axis = [], 0

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 
-from metastone_jax.checkpoints import export_folder, leaf_reader
+from metastone_jax.checkpoints import export_folder, tensor_reader
 from metastone_jax.checkpoints.huggingface.safetensors_files import (
   SafetensorsFolder,
 )
@@ -24,7 +24,7 @@ def _round_trip(tmp_path, name='qwen2', dtype='float32', **options):
   with SafetensorsFolder(source) as opened:
     carried = opened.files
   export_folder(
-    out, config, leaf_reader(params), dtype=dtype, files=carried, **options
+    out, config, tensor_reader(params), dtype=dtype, files=carried, **options
   )
   return source, out, model, config, params
 
@@ -87,7 +87,7 @@ def test_a_model_from_scratch_exports_for_transformers(tmp_path):
     source.mkdir()
     model = parts.save_folder(source, name)
     config, params = parts.load(source)
-    export_folder(out, config, leaf_reader(params), dtype='float32')
+    export_folder(out, config, tensor_reader(params), dtype='float32')
     loaded = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
     token = torch.arange(100)[None] % parts.V
     with torch.no_grad():
@@ -139,21 +139,21 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path):
   source.mkdir()
   parts.save_folder(source)
   config, params = parts.load(source)
-  whole = leaf_reader(params)
+  whole = tensor_reader(params)
 
-  def full_disk(path, layer):
-    if layer == 1:
+  def full_disk(tensor):
+    if tensor.layer == 1:
       raise OSError(errno.ENOSPC, 'No space left on device')
-    return whole(path, layer)
+    return whole(tensor)
 
   with pytest.raises(UserError, match=r'disk of .*out is full: nothing was'):
     export_folder(out, config, full_disk, dtype='float32')
   assert [path.name for path in tmp_path.iterdir()] == ['source']
 
-  def killed(path, layer):
-    if layer == 1:
+  def killed(tensor):
+    if tensor.layer == 1:
       raise KeyboardInterrupt
-    return whole(path, layer)
+    return whole(tensor)
 
   with pytest.raises(KeyboardInterrupt):
     export_folder(out, config, killed, dtype='float32')
@@ -189,12 +189,12 @@ def test_config_json_is_written_last(tmp_path, monkeypatch):
   parts.save_folder(source)
   config, params = parts.load(source)
   monkeypatch.setattr(files, 'is_remote', lambda path: True)
-  whole = leaf_reader(params)
+  whole = tensor_reader(params)
   seen = []
 
-  def read(path, layer):
+  def read(tensor):
     seen.append((out / 'config.json').exists())
-    return whole(path, layer)
+    return whole(tensor)
 
   export_folder(out, config, read, dtype='float32')
   assert not any(seen) and (out / 'config.json').exists()

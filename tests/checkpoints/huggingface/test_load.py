@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from metastone_jax.checkpoints import Pretrained, export_folder, leaf_reader
+from metastone_jax.checkpoints import Pretrained, export_folder, tensor_reader
 from metastone_jax.checkpoints.huggingface.safetensors_files import (
   SafetensorsFile,
   SafetensorsFolder,
@@ -123,7 +123,7 @@ def test_a_head_of_another_layer_is_refused(tmp_path):
   source.mkdir()
   parts.save_folder(source, 'qwen2')
   config, params = parts.load(source, feature_layer=1)
-  export_folder(out, config, leaf_reader(params), dtype='float32')
+  export_folder(out, config, tensor_reader(params), dtype='float32')
   with pytest.raises(UserError, match='set model.feature_layer=1'):
     parts.load(out)
   again, _ = parts.load(out, feature_layer=1)

@@ -14,7 +14,7 @@ import pytest
 from metastone_jax.checkpoints import (
   Pretrained,
   export_folder,
-  leaf_reader,
+  tensor_reader,
 )
 from metastone_jax.data import tokenizer_from_files
 from metastone_jax.model import ReflectiveModel
@@ -208,7 +208,11 @@ def test_export_continues_identically(ours, theirs, tmp_path):
   with Pretrained(SOURCE) as pretrained:
     files = pretrained.files
   out = export_folder(
-    tmp_path / 'out', config, leaf_reader(params), dtype='float32', files=files
+    tmp_path / 'out',
+    config,
+    tensor_reader(params),
+    dtype='float32',
+    files=files,
   )
   model, info = transformers.AutoModelForCausalLM.from_pretrained(
     out, output_loading_info=True, dtype=torch.float32
