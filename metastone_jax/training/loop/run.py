@@ -428,12 +428,13 @@ def train(
     try:
       progress.update(1)
       progress.note(plan.describe(run.setup))
-      workdir.mkdir(parents=True, exist_ok=True)
+      resuming = step is not None or run.manager.latest_step() is not None
+      if resuming:  # first: what is refused changes nothing
+        run.resume(step, resume_from_last_good)
       if primary:
         write_folder(workdir, run.setup.model_config, run.setup.files)
         write_json_atomic(workdir / 'config.json', folder.config_dict(recipe))
-      if step is not None or run.manager.latest_step() is not None:
-        run.resume(step, resume_from_last_good)
+      if resuming:
         run.stages.restore(run.phase_index)
       else:
         run.fresh()
