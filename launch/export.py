@@ -40,8 +40,7 @@ def main() -> None:
       '--out=exports/tiny'
     )
   check_free(_OUT.value, overwrite=_OVERWRITE.value)
-  mesh = make_mesh({'fsdp': -1})
-  sharder = Sharder(None if mesh.size == 1 else mesh)
+  sharder = Sharder.of(make_mesh({'fsdp': -1}))
   root = epath.Path(_CHECKPOINT.value)
   with Pretrained(root) as pretrained, Progress() as progress:
     if not pretrained.is_ours:

@@ -18,6 +18,7 @@ from metastone_jax.checkpoints import (
   Pretrained,
   write_folder,
 )
+from metastone_jax.data import has_tokenizer
 from metastone_jax.errors import UserError
 from metastone_jax.parallel import Sharder, make_mesh
 from metastone_jax.telemetry import ByteProgress, Progress
@@ -64,12 +65,11 @@ def main() -> None:
   if _CONFIG.value is not None:
     recipe = loop.parse_recipe(_CONFIG.value)
     mesh, choices = recipe.mesh, recipe.model_choices
-  mesh = make_mesh(mesh)
-  sharder = Sharder(None if mesh.size == 1 else mesh)
+  sharder = Sharder.of(make_mesh(mesh))
   with Pretrained(_SOURCE.value) as pretrained, Progress() as progress:
     dtype = _DTYPE.value or pretrained.source_dtype
     config = pretrained.configure(**{**choices, 'param_dtype': dtype})
-    if not pretrained.files.keys() & {'tokenizer.json', 'tokenizer.model'}:
+    if not has_tokenizer(pretrained.files):
       progress.note(
         f'warning: {pretrained.where} has no tokenizer.json or '
         'tokenizer.model; give data.tokenizer=FOLDER when you train'

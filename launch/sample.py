@@ -17,8 +17,9 @@ from absl import flags
 
 from launch import cli
 from metastone_jax.checkpoints import Pretrained
-from metastone_jax.data import Tokenizer, tokenizer_from_files
+from metastone_jax.data import ChatFormat, Tokenizer, tokenizer_from_files
 from metastone_jax.errors import UserError
+from metastone_jax.evaluation import result_output
 from metastone_jax.parallel import Sharder, make_mesh
 from metastone_jax.sampling import EFFORTS, SamplingConfig, best_of_k
 from metastone_jax.telemetry import ByteProgress, Progress
@@ -71,8 +72,7 @@ def main() -> None:
       '--checkpoint and --question are needed; --help shows an example'
     )
   k = EFFORTS[_EFFORT.value] if _K.value is None else _K.value
-  mesh = make_mesh({'fsdp': -1})
-  sharder = Sharder(None if mesh.size == 1 else mesh)
+  sharder = Sharder.of(make_mesh({'fsdp': -1}))
   with Pretrained(_CHECKPOINT.value) as pretrained, Progress() as progress:
     options = _data_options(pretrained)
     tokenizer, chat = tokenizer_from_files(
@@ -89,12 +89,8 @@ def main() -> None:
     )
     sampling = SamplingConfig(
       max_response_length=_MAX_TOKENS.value,
-      eos_id=tokenizer.eos_id,
-      more_eos_ids=tokenizer.stop_ids[1:],
-      pad_id=tokenizer.pad_id,
       step_ids=tokenizer.step_ids(marks),
-      think_start_id=tokenizer.think_start_id,
-      think_end_id=tokenizer.think_end_id,
+      **tokenizer.sampling_ids(),
       temperature=_TEMPERATURE.value,
       top_p=_TOP_P.value,
     )
@@ -142,33 +138,27 @@ def main() -> None:
     )
     seconds = time.monotonic() - started
     progress.update(1)
-  _show(found, tokenizer, chat.stop_tokens, k, seconds)
+  _show(found, tokenizer, chat, k, seconds)
 
 
-def _show(found, tokenizer: Tokenizer, stops, k: int, seconds: float) -> None:
+def _show(
+  found, tokenizer: Tokenizer, chat: ChatFormat, k: int, seconds: float
+) -> None:
   drawn = found.candidates
 
-  def plain(texts):
-    for stop in stops:
-      texts = [text.removesuffix(stop) for text in texts]
-    return texts
+  def read(token_BR, length_B):
+    texts = tokenizer.decode_rows(token_BR, length_B)
+    return [chat.without_end(text) for text in texts]
 
-  texts = plain(tokenizer.decode_rows(drawn.token_PNR[0], drawn.length_PN[0]))
-  (answer,) = plain(
-    tokenizer.decode_rows(found.answer_PA, found.answer_length_P)
-  )
+  texts = read(drawn.token_PNR[0], drawn.length_PN[0])
+  (answer,) = read(found.answer_PA, found.answer_length_P)
   best, scores = int(found.best_P[0]), drawn.score_PN[0]
   if _JSON.value:
     print(
       json.dumps(
         {
           'prompt': _QUESTION.value,
-          'output': {
-            'content': answer,
-            'time': seconds,
-            'solution_lst': texts,
-            'score_lst': scores.tolist(),
-          },
+          'output': result_output(answer, seconds, texts, scores),
           'best': best,
         },
         ensure_ascii=False,

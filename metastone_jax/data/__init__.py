@@ -1,7 +1,7 @@
 """Tokenizers, chat forms, grain pipelines and padded rows."""
 
 from metastone_jax.data.chat import ChatFormat, ChatTemplate
-from metastone_jax.data.from_files import tokenizer_from_files
+from metastone_jax.data.from_files import has_tokenizer, tokenizer_from_files
 from metastone_jax.data.pipeline import (
   DataPosition,
   DemonstrationDataset,
@@ -22,6 +22,7 @@ __all__ = [
   'Tokenizer',
   'assemble_rows',
   'demonstration_dataset',
+  'has_tokenizer',
   'pad_rows',
   'tokenizer_from_files',
   'problem_dataset',

@@ -53,6 +53,9 @@ class PromptTemplate(Protocol):
   def render(self, question: str) -> str:
     """The prompt text of a question."""
 
+  def response(self, canonical: str) -> str:
+    """A demonstration, canonical, as the model would write it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
@@ -268,6 +271,12 @@ class ChatFormat:
       # The mark of the last step may be that blank line already.
       text = thinking.rstrip('\n') + '\n\n' + answer.lstrip('\n')
     return text.replace(_CANONICAL_EOS, self.stop_tokens[0])
+
+  def without_end(self, text: str) -> str:
+    """A response without the token that ended it."""
+    for stop in self.stop_tokens:
+      text = text.removesuffix(stop)
+    return text
 
   def canonical(self, text: str) -> str:
     """What the verifiers read of a response that this model wrote.

@@ -7,6 +7,12 @@ from collections.abc import Mapping, Sequence
 from metastone_jax import errors
 from metastone_jax.data.chat import ChatFormat
 from metastone_jax.data.tokenizer import Tokenizer
+from metastone_jax.data.tokenizer_files import TOKENIZER_FILES
+
+
+def has_tokenizer(files: Mapping[str, bytes]) -> bool:
+  """Whether a tokenizer can be loaded from these files."""
+  return not files.keys().isdisjoint(TOKENIZER_FILES)
 
 
 def tokenizer_from_files(
@@ -29,7 +35,7 @@ def tokenizer_from_files(
   Raises:
     UserError: there is no tokenizer among the files, or a damaged file.
   """
-  if not files.keys() & {'tokenizer.json', 'tokenizer.model'}:
+  if not has_tokenizer(files):
     raise errors.UserError(
       f'{where} has no tokenizer.json or tokenizer.model; give '
       'data.tokenizer=FOLDER'

@@ -207,8 +207,7 @@ def demonstration_dataset(
     size: demonstrations in the set, at least 1.
     seed: of the order alone; the set depends on the mixture.
     max_length: T, tokens of a row, prompt and response.
-    template: chat form of the prompts; a `chat.ChatFormat` is that of the
-      responses as well.
+    template: chat form of prompts and responses.
 
   Returns:
     The data set, tokenized (about 0.1 ms a demonstration).
@@ -224,12 +223,10 @@ def demonstration_dataset(
   prompts = tokenizer.encode_batch(
     [template.render(p.question) for p in problems]
   )
-  # A template of tasks/ leaves responses as the tasks write them.
-  respond = getattr(template, 'response', str)
   # Tokenized apart, as the sampler sees them: a merge across the border
   # would give the prompt other ids in training than in sampling.
   responses = tokenizer.encode_batch(
-    [respond(mixture.demonstration(p)) for p in problems]
+    [template.response(mixture.demonstration(p)) for p in problems]
   )
   for problem, prompt, response in zip(
     problems, prompts, responses, strict=True

@@ -12,6 +12,7 @@ when a tokenizer is loaded; without them the ids are -1, which no token has.
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -214,6 +215,16 @@ class Tokenizer:
   def think_end_id(self) -> int:
     """Id of </think>; -1 without think tags."""
     return self.id_of(self.think_tags[1]) if self.think_tags else NO_ID
+
+  def sampling_ids(self) -> dict[str, Any]:
+    """The ids that `sampling.SamplingConfig` takes, but for the step marks."""
+    return {
+      'eos_id': self.eos_id,
+      'more_eos_ids': self.stop_ids[1:],
+      'pad_id': self.pad_id,
+      'think_start_id': self.think_start_id,
+      'think_end_id': self.think_end_id,
+    }
 
   def step_ids(self, marks: Sequence[str] = STEP_MARKS) -> tuple[int, ...]:
     """Ids of the step marks (SPEC section 2).

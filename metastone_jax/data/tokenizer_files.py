@@ -10,6 +10,9 @@ from etils import epath
 
 from metastone_jax import errors
 
+# What a tokenizer is read from, the first that is there.
+TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model')
+
 # The names that chat templates and settings use, in Hugging Face's order.
 SPECIAL_NAMES = (
   'bos_token',
@@ -110,7 +113,7 @@ def find_file(path: epath.Path) -> epath.Path:
       f'tokenizer {path} does not exist; give the folder that holds a Hugging '
       'Face tokenizer.json or a SentencePiece tokenizer.model'
     )
-  for name in ('tokenizer.json', 'tokenizer.model'):
+  for name in TOKENIZER_FILES:
     if (path / name).exists():
       return path / name
   if (path / 'vocab.json').exists() and (path / 'merges.txt').exists():

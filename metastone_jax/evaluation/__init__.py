@@ -32,7 +32,7 @@ from metastone_jax.evaluation.report import (
   terminal_summary,
   write_report,
 )
-from metastone_jax.evaluation.result_file import write_results
+from metastone_jax.evaluation.result_file import result_output, write_results
 from metastone_jax.evaluation.samples import EvaluationSamples
 from metastone_jax.evaluation.summary import (
   DEFAULT_KS,
@@ -56,6 +56,7 @@ __all__ = [
   'plot_learning_curves',
   'plot_score_histogram',
   'plot_score_separation',
+  'result_output',
   'stage_differences',
   'summarise',
   'summary_markdown',

@@ -11,11 +11,34 @@ script reads such files.
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from metastone_jax.evaluation.samples import EvaluationSamples, write_whole
+
+
+def result_output(
+  content: str,
+  seconds: float,
+  solutions: Sequence[str],
+  scores: Sequence[float],
+) -> dict[str, Any]:
+  """The 'output' of one line.
+
+  Args:
+    content: the response that is the answer.
+    seconds: of drawing the candidates.
+    solutions: the candidates.
+    scores: theirs.
+  """
+  return {
+    'content': content,
+    'time': seconds,
+    'solution_lst': list(solutions),
+    'score_lst': [float(score) for score in scores],
+  }
 
 
 def write_results(
@@ -46,12 +69,12 @@ def write_results(
   best_P = (samples.scores_PN + 2 * samples.eligible_PN).argmax(axis=1)
   lines = []
   for p, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-    output = {
-      'content': texts_PN[p, best_P[p]],
-      'time': seconds / len(questions),
-      'solution_lst': list(texts_PN[p]),
-      'score_lst': [float(score) for score in samples.scores_PN[p]],
-    }
+    output = result_output(
+      texts_PN[p, best_P[p]],
+      seconds / len(questions),
+      texts_PN[p],
+      samples.scores_PN[p],
+    )
     if token_ids is not None:
       output['token_ids_lst'] = [np.asarray(i).tolist() for i in token_ids[p]]
     line = {'prompt': question, 'answer': answer, 'output': output}

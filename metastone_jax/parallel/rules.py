@@ -48,6 +48,11 @@ class Sharder:
   def __hash__(self):
     return hash((self.mesh, tuple(sorted(self.rules.items()))))
 
+  @classmethod
+  def of(cls, mesh: Mesh) -> 'Sharder':
+    """On this mesh; of a single device, without one."""
+    return cls(None if mesh.size == 1 else mesh)
+
   def spec(
     self, axes: Sequence[str | None], shape: Sequence[int]
   ) -> PartitionSpec:

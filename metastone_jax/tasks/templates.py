@@ -25,6 +25,10 @@ class ChatTemplate:
     """The prompt text of a question."""
     return f'{self.before}{question}{self.instruction}{self.after}'
 
+  def response(self, canonical: str) -> str:
+    """A demonstration, as the tasks write it."""
+    return canonical
+
 
 CHATML_THINK = ChatTemplate(
   before='<|im_start|>user\n',

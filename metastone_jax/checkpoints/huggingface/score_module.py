@@ -107,13 +107,8 @@ def read_score_module(
 def write_pickled(
   path: epath.Path, state: Mapping[str, np.ndarray], torch
 ) -> None:
-  """Writes `score_module.pt` as the released code saves it."""
-  tensors = {
-    # bfloat16 and numpy do not know each other: by way of float32, exactly.
-    name: torch.from_numpy(np.array(value, np.float32)).to(
-      getattr(torch, np.dtype(value.dtype).name)
-    )
-    for name, value in state.items()
-  }
+  """Writes float32 tensors as the released code saves `score_module.pt`."""
+  # Copied: torch does not take arrays that may not be written to.
+  tensors = {k: torch.from_numpy(np.array(v)) for k, v in state.items()}
   with path.open('wb') as stream:
     torch.save(tensors, stream)

@@ -204,9 +204,7 @@ class Evaluator:
       **result,
     )
     for place, text in np.ndenumerate(texts):
-      for stop in self.setup.chat.stop_tokens:
-        text = text.removesuffix(stop)
-      texts[place] = text
+      texts[place] = self.setup.chat.without_end(text)
     return samples, Responses(
       tuple(problems), texts, token_ids if keep_token_ids else None, seconds
     )

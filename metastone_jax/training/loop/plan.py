@@ -1,6 +1,7 @@
 """The start-up plan: what will run, in numbers, before anything runs."""
 
 import jax
+import jax.numpy as jnp
 
 from metastone_jax.telemetry.progress import format_count
 from metastone_jax.training.loop.recipe import PhaseConfig
@@ -11,7 +12,7 @@ def state_bytes(setup: Setup) -> int:
   """Bytes of masters and both Adam moments, over all devices."""
   config = setup.model_config
   count = config.num_backbone_parameters + config.num_score_parameters
-  width = {'float64': 8, 'float32': 4, 'bfloat16': 2}[config.param_dtype]
+  width = jnp.dtype(config.param_dtype).itemsize
   return 3 * count * width
 
 
@@ -33,7 +34,7 @@ def cache_bytes(setup: Setup, rows: int) -> int:
   A rollout is one program over all its rows: their caches exist at once.
   """
   model = setup.model_config
-  width = {'float64': 8, 'float32': 4, 'bfloat16': 2}[model.dtype]
+  width = jnp.dtype(model.dtype).itemsize
   slot = 2 * model.num_layers * model.num_kv_heads * model.head_width * width
   return rows * setup.recipe.data.max_response_length * slot
 

@@ -408,7 +408,7 @@ class Recipe:
     """Shapes of a preset, with the tokenizer's vocabulary unless it sets one.
 
     Raises:
-      UserError: no preset, an unknown one, or a vocabulary that is too small.
+      UserError: no preset, or an unknown one.
     """
     name = self.model.get('preset')
     if name is None:

