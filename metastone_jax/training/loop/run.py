@@ -25,9 +25,8 @@ from metastone_jax.data import DataPosition
 from metastone_jax.errors import UserError
 from metastone_jax.training import optimiser
 from metastone_jax.training import state as state_lib
-from metastone_jax.training import step as step_lib
 from metastone_jax.training.loop import collect as collect_lib
-from metastone_jax.training.loop import folder, plan
+from metastone_jax.training.loop import folder, plan, programs
 from metastone_jax.training.loop.heldout import Evaluator
 from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
 from metastone_jax.training.loop.schedule import learning_rates
@@ -181,33 +180,15 @@ class Run:
 
   def programs(self, phase: PhaseConfig):
     """The update and log-prob programs of a phase."""
-    common = dict(
+    shapes = dict(
       model_config=self.setup.model_config, sharder=self.setup.sharder
     )
-    shardings = None
-    if self.setup.sharder.mesh is not None:
-      shardings = (self._shardings(), None)
-    update = jax.jit(
-      functools.partial(
-        step_lib.update,
-        opt_config=self.recipe.optimiser,
-        config=phase.update_config,
-        **common,
+    return (
+      programs.update_program(
+        phase, opt_config=self.recipe.optimiser, **shapes
       ),
-      donate_argnums=0,
-      out_shardings=shardings,
+      programs.log_prob_program(phase, **shapes),
     )
-    log_prob = jax.jit(
-      functools.partial(
-        step_lib.log_prob_pass,
-        num_micro_batches=phase.update_config.num_micro_batches
-        if not phase.rollouts_per_step % phase.update_config.num_micro_batches
-        else 1,
-        with_step_logit=False,
-        **common,
-      )
-    )
-    return update, log_prob
 
   def run_phase(self) -> None:
     """The rest of the current phase."""

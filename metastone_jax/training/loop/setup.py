@@ -5,10 +5,8 @@ programs.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 
-import jax
 from etils import epath
 
 from metastone_jax.checkpoints import CARRIED, Pretrained, is_ours
@@ -22,8 +20,9 @@ from metastone_jax.data import (
 from metastone_jax.errors import UserError
 from metastone_jax.model import ModelConfig
 from metastone_jax.parallel import Sharder, make_mesh
-from metastone_jax.sampling import SamplingConfig, sample
+from metastone_jax.sampling import SamplingConfig
 from metastone_jax.tasks import Mixture, build_mixture
+from metastone_jax.training.loop import programs
 from metastone_jax.training.loop.recipe import Recipe
 
 
@@ -126,13 +125,8 @@ class Setup:
 
   def sampler(self, sampling: SamplingConfig):
     """The jitted draw: (params, prompts, lengths, seed, draws, candidates)."""
-    return jax.jit(
-      functools.partial(
-        sample,
-        model_config=self.model_config,
-        config=sampling,
-        sharder=self.sharder,
-      )
+    return programs.rollout_program(
+      sampling, model_config=self.model_config, sharder=self.sharder
     )
 
   def demonstrations(self):

@@ -1,0 +1,73 @@
+"""The compiled programs of a run: what training jits, launch.compile compiles.
+
+Each takes shapes, not a run: nothing here needs a tokenizer, a task or data.
+"""
+
+import functools
+
+import jax
+
+from metastone_jax.model import ModelConfig
+from metastone_jax.parallel import Sharder
+from metastone_jax.sampling import SamplingConfig, sample
+from metastone_jax.training import step as step_lib
+from metastone_jax.training.loop.recipe import PhaseConfig
+from metastone_jax.training.optimiser import OptimiserConfig
+from metastone_jax.training.state import abstract_state
+
+
+def update_program(
+  phase: PhaseConfig,
+  *,
+  model_config: ModelConfig,
+  opt_config: OptimiserConfig,
+  sharder: Sharder,
+):
+  """The jitted update: (state, batch, rates, seed) -> (state, metrics).
+
+  The state is donated and keeps its shardings.
+  """
+  shardings = None
+  if sharder.mesh is not None:
+    state = abstract_state(model_config, opt_config, sharder)
+    shardings = (jax.tree.map(lambda x: x.sharding, state), None)
+  return jax.jit(
+    functools.partial(
+      step_lib.update,
+      model_config=model_config,
+      opt_config=opt_config,
+      config=phase.update_config,
+      sharder=sharder,
+    ),
+    donate_argnums=0,
+    out_shardings=shardings,
+  )
+
+
+def log_prob_program(
+  phase: PhaseConfig, *, model_config: ModelConfig, sharder: Sharder
+):
+  """The jitted pass (params, batch) -> old or reference log-probs."""
+  pieces = phase.update_config.num_micro_batches
+  if phase.rollouts_per_step % pieces:
+    pieces = 1
+  return jax.jit(
+    functools.partial(
+      step_lib.log_prob_pass,
+      model_config=model_config,
+      num_micro_batches=pieces,
+      sharder=sharder,
+      with_step_logit=False,
+    )
+  )
+
+
+def rollout_program(
+  sampling: SamplingConfig, *, model_config: ModelConfig, sharder: Sharder
+):
+  """The jitted draw: (params, prompts, lengths, seed, draws, candidates)."""
+  return jax.jit(
+    functools.partial(
+      sample, model_config=model_config, config=sampling, sharder=sharder
+    )
+  )
