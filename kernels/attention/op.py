@@ -1,28 +1,92 @@
 """Dispatch of whole-sequence attention; the only file others import.
 
-One implementation so far: `xla` (the reference, which XLA fuses well at the
-lengths a CPU trains). Flash kernels for TPU and GPU plug in here by name.
+| kind | where | what |
+| --- | --- | --- |
+| `splash` | TPU | block-sparse flash kernel; every layout |
+| `cudnn` | GPU | flash kernel; plain rows of one segment |
+| `triton` | GPU | flash kernel of JAX; packed rows, original order |
+| `xla` | anywhere | blocks of queries, recomputed backward; every layout |
+
+`auto` takes the first that fits the platform, the layout and the shapes. With
+a mesh each device computes its rows, its heads and, where rows are split, its
+queries against the gathered keys and values (context parallelism).
 """
+
+import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kernels.attention import reference
+from kernels.attention import pallas_gpu, pallas_tpu, xla
+from kernels.attention.layout import PLAIN as PLAIN
+from kernels.attention.layout import Layout as Layout
+from kernels.attention.xla import mask as mask
+
+KINDS = ('auto', 'splash', 'cudnn', 'triton', 'xla')
+
+# Queries whose scores exist at a time in the `xla` form; shorter rows are done
+# at once, as a CPU likes it.
+_XLA_BLOCK = 1024
 
 
-def causal_mask(segment_BT: jax.Array) -> jax.Array:
-  """Who may read whom: earlier or same position of the same real segment.
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Mesh axes over which the arrays are split.
+
+  Attributes:
+    mesh: the mesh.
+    batch: axes of B.
+    length: axes of T.
+    heads: axes of the query heads.
+  """
+
+  mesh: Mesh
+  batch: tuple[str, ...] = ()
+  length: tuple[str, ...] = ()
+  heads: tuple[str, ...] = ()
+
+  def size(self, axes: tuple[str, ...]) -> int:
+    """Devices along these axes."""
+    return math.prod(self.mesh.shape[axis] for axis in axes)
+
+
+def choose(
+  kind: str,
+  *,
+  platform: str,
+  length: int,
+  head_width: int,
+  dtype,
+  layout: Layout,
+  shards: int = 1,
+) -> str:
+  """The kind that `auto` stands for; any other kind is returned as it is.
 
   Args:
-    segment_BT: integer segment ids, 0 = padding.
-
-  Returns:
-    bool (B, T, T).
+    kind: one of KINDS.
+    platform: 'tpu', 'gpu' ('cuda', 'rocm') or 'cpu'.
+    length: T of the whole row.
+    head_width: h.
+    dtype: of q, k, v.
+    layout: of the rows.
+    shards: devices that split a row.
   """
-  T = segment_BT.shape[1]
-  causal_TT = jnp.tril(jnp.ones((T, T), bool))
-  same_BTT = segment_BT[:, :, None] == segment_BT[:, None, :]
-  return causal_TT & same_BTT & (segment_BT != 0)[:, None, :]
+  if kind not in KINDS:
+    raise ValueError(f'attention kind {kind!r}; use one of {", ".join(KINDS)}')
+  if kind != 'auto':
+    return kind
+  if platform == 'tpu':
+    # Shorter rows than a block a device are not worth a kernel.
+    fits = length % (pallas_tpu.LANES * shards) == 0
+    return 'splash' if fits else 'xla'
+  if platform in ('gpu', 'cuda', 'rocm') and layout.is_causal and shards == 1:
+    half = jnp.dtype(dtype).itemsize == 2
+    if half and not layout.packed and head_width <= 128:
+      return 'cudnn'
+    return 'triton'
+  return 'xla'
 
 
 def attention(
@@ -30,13 +94,121 @@ def attention(
   k_BTKh: jax.Array,
   v_BTKh: jax.Array,
   segment_BT: jax.Array,
+  *,
+  layout: Layout = PLAIN,
+  kind: str = 'auto',
+  split: Split | None = None,
+  interpret: bool = False,
 ) -> jax.Array:
   """Causal self-attention within segments: (B, T, H, h).
+
+  What a padding place gets is no loss's business and differs between kinds.
 
   Args:
     q_BTHh: rotated queries.
     k_BTKh: rotated keys, K divides H.
     v_BTKh: values.
     segment_BT: integer segment ids, 0 = padding.
+    layout: what the places of a row are.
+    kind: see the module.
+    split: mesh axes; None = one device.
+    interpret: run Pallas kernels in interpret mode (tests on a CPU).
+
+  Raises:
+    ValueError: an unknown kind, or one that cannot do the layout.
   """
-  return reference.attention(q_BTHh, k_BTKh, v_BTKh, causal_mask(segment_BT))
+  T, H, h = q_BTHh.shape[1:]
+  K = k_BTKh.shape[2]
+  platform = jax.default_backend()
+  shards = head_shards = 1
+  if split is not None:
+    platform = split.mesh.devices.flat[0].platform
+    shards = split.size(split.length)
+    head_shards = split.size(split.heads)
+  kind = choose(
+    kind,
+    platform=platform,
+    length=T,
+    head_width=h,
+    dtype=q_BTHh.dtype,
+    layout=layout,
+    shards=shards,
+  )
+  if kind in ('cudnn', 'triton') and not (layout.is_causal and shards == 1):
+    raise ValueError(f'attention kind {kind!r} cannot do {layout}; use xla')
+  if kind == 'cudnn' and layout.packed:
+    raise ValueError("attention kind 'cudnn' has no segments; use triton")
+  order_T = jnp.asarray(layout.places(T))
+  kernel = kernel_spec = None
+  if kind == 'splash':
+    if T % (pallas_tpu.LANES * shards):
+      raise ValueError(
+        f'splash attention needs rows of a multiple of '
+        f'{pallas_tpu.LANES * shards} places, got {T}'
+      )
+    kernel = pallas_tpu.make_kernel(
+      T, H // head_shards, layout, shards, interpret
+    )
+
+  def local(q, k, v, segment, key_segment, place, key_place, kernel):
+    if kind == 'splash':
+      return pallas_tpu.attention(q, k, v, segment, key_segment, kernel)
+    if kind == 'cudnn':
+      return pallas_gpu.cudnn(q, k, v, segment)
+    if kind == 'triton':
+      return pallas_gpu.pallas(q, k, v, segment, interpret=interpret)
+    return xla.attention(
+      q,
+      k,
+      v,
+      segment,
+      key_segment,
+      place,
+      key_place,
+      layout=layout,
+      block=_XLA_BLOCK,
+    )
+
+  if split is not None:
+    k_BTKh, v_BTKh = (
+      _spread_heads(x, H, K, head_shards) for x in (k_BTKh, v_BTKh)
+    )
+    batch, length, heads = (
+      axes or None for axes in (split.batch, split.length, split.heads)
+    )
+    spec = PartitionSpec
+    if kernel is not None:
+      kernel_spec = kernel.manual_sharding_spec(
+        NamedSharding(split.mesh, spec(None, length))
+      )
+    queries, keys = spec(batch, length, heads), spec(batch, None, heads)
+    local = jax.shard_map(
+      local,
+      mesh=split.mesh,
+      in_specs=(
+        queries,
+        keys,
+        keys,
+        spec(batch, length),
+        spec(batch, None),
+        spec(length),
+        spec(None),
+        kernel_spec,
+      ),
+      out_specs=queries,
+      check_vma=False,  # Pallas calls do not say what they vary over.
+    )
+  return local(
+    q_BTHh, k_BTKh, v_BTKh, segment_BT, segment_BT, order_T, order_T, kernel
+  )
+
+
+def _spread_heads(x_BTKh, num_heads: int, num_kv_heads: int, shards: int):
+  """Repeats key/value heads until `shards` devices can share them out."""
+  times = shards // math.gcd(num_kv_heads, shards)
+  if num_heads % (num_kv_heads * times):
+    raise ValueError(
+      f'{num_heads} query heads with {num_kv_heads} key/value heads cannot be '
+      f'split over {shards} devices; use a smaller tensor axis'
+    )
+  return jnp.repeat(x_BTKh, times, axis=2) if times > 1 else x_BTKh

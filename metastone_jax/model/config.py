@@ -6,10 +6,11 @@ F feed-forward width, L layers.
 
 import dataclasses
 
+from kernels.attention import KINDS as ATTENTION_KINDS
 from metastone_jax.errors import UserError
 from metastone_jax.model.rope import RopeScaling
 
-REMAT_POLICIES = ('none', 'full', 'dots')
+REMAT_POLICIES = ('none', 'full', 'dots', 'attention', 'offload')
 DTYPES = ('float32', 'bfloat16', 'float64')
 
 
@@ -41,8 +42,12 @@ class ModelConfig:
       (last layer zero: every trace scores 0.5 until a bce/soft warm-up).
     dtype: activations, key/value cache and the matmul operands.
     param_dtype: master parameters.
-    remat: 'none', 'full' (recompute each block in the backward pass) or
-      'dots' (keep matmul outputs, recompute the rest).
+    remat: what the backward pass finds in memory: 'none' (everything), 'full'
+      (each block's input; the rest is recomputed), 'attention' (that and the
+      attention outputs), 'dots' (the outputs of matrix products) or 'offload'
+      (each block's input, in the host's memory).
+    attention: the kind of `kernels.attention`; 'auto' picks by platform.
+    interpret_kernels: run Pallas kernels in interpret mode (tests on a CPU).
   """
 
   vocab_size: int
@@ -65,6 +70,8 @@ class ModelConfig:
   dtype: str = 'float32'
   param_dtype: str = 'float32'
   remat: str = 'none'
+  attention: str = 'auto'
+  interpret_kernels: bool = False
 
   def __post_init__(self):
     for name in (
@@ -100,6 +107,7 @@ class ModelConfig:
       )
     for name, allowed in (
       ('remat', REMAT_POLICIES),
+      ('attention', ATTENTION_KINDS),
       ('dtype', DTYPES),
       ('param_dtype', DTYPES),
       ('score_init', ('torch', 'zero')),

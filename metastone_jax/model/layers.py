@@ -13,12 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from kernels.attention import attention
+from kernels.attention import Layout, Split, attention
 from kernels.decode_attention import decode_attention
 from metastone_jax.model.config import ModelConfig
 from metastone_jax.model.rope import rotate
 from metastone_jax.parallel import Sharder
+
+# Logical axes of the residual stream between and inside blocks.
+RESIDUAL = ('batch', 'residual_length', 'activation')
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -177,18 +181,36 @@ class Block(nnx.Module):
     sin: jax.Array,
     segment_BT: jax.Array,
     sharder: Sharder,
+    layout: Layout,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Whole sequences.
+    """Whole sequences; `layout` says what the places of a row are.
 
     Returns:
       the residual stream (B, T, D) and this layer's (k, v), each (B, T, K, h).
     """
+    x_BTD = checkpoint_name(x_BTD, 'block_input')
     q, k, v = self._qkv(x_BTD, cos, sin)
-    out = attention(q, k, v, segment_BT)
+    split = None
+    if sharder.mesh is not None:
+      split = Split(
+        sharder.mesh,
+        *sharder.mesh_axes(('batch', 'length', 'heads'), q.shape[:3]),
+      )
+    out = attention(
+      q,
+      k,
+      v,
+      segment_BT,
+      layout=layout,
+      kind=self.config.attention,
+      split=split,
+      interpret=self.config.interpret_kernels,
+    )
+    out = checkpoint_name(out, 'attention')
     x = x_BTD + jnp.einsum('BTHh,HhD->BTD', out, self._cast(self.o_kernel))
-    x = sharder.constrain(x, 'batch', 'length', 'activation')
+    x = sharder.constrain(x, *RESIDUAL)
     x = self._feed_forward(x, sharder)
-    return sharder.constrain(x, 'batch', 'length', 'activation'), (k, v)
+    return sharder.constrain(x, *RESIDUAL), (k, v)
 
   def decode(
     self,

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kernels.attention import PLAIN, Layout
 from kernels.scoring_head import scoring_head
 from kernels.token_log_prob import mask_padding
 from metastone_jax.model.config import ModelConfig
 from metastone_jax.model.layers import (
+  RESIDUAL,
   Block,
   LayerCache,
   ScoreHead,
@@ -29,9 +31,17 @@ from metastone_jax.parallel import Sharder
 
 Params = dict[str, Any]
 
+_POLICIES = jax.checkpoint_policies
 _REMAT = {
   'full': None,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'dots': _POLICIES.dots_with_no_batch_dims_saveable,
+  'attention': _POLICIES.save_only_these_names('attention'),
+  'offload': _POLICIES.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=['block_input'],
+    offload_src='device',
+    offload_dst='pinned_host',
+  ),
 }
 
 # Logical axes of every leaf, by its name; stacked leaves get 'layer' in front.
@@ -113,11 +123,13 @@ class ReflectiveModel(nnx.Module):
       config.rope_scaling,
     )
 
-  def _run(self, stack: Block, x, cos, sin, segment, sharder, keep_cache):
+  def _run(
+    self, stack: Block, x, cos, sin, segment, sharder, layout, keep_cache
+  ):
     graph, state = nnx.split(stack)
 
     def body(x, layer):
-      x, kv = nnx.merge(graph, layer)(x, cos, sin, segment, sharder)
+      x, kv = nnx.merge(graph, layer)(x, cos, sin, segment, sharder, layout)
       return x, kv if keep_cache else None
 
     if self.config.remat != 'none':
@@ -131,6 +143,7 @@ class ReflectiveModel(nnx.Module):
     segment_BT: jax.Array,
     *,
     sharder: Sharder,
+    layout: Layout = PLAIN,
     keep_cache: bool = False,
   ) -> tuple[jax.Array, jax.Array, Any]:
     """Whole sequences.
@@ -140,6 +153,8 @@ class ReflectiveModel(nnx.Module):
       position_BT: int32 positions within each segment.
       segment_BT: int32, 0 = padding; attention stays within a segment.
       sharder: activation shardings.
+      layout: what the places of a row are; the default is rows of one segment
+        in their order.
       keep_cache: also return keys and values of every layer.
 
     Returns:
@@ -148,13 +163,14 @@ class ReflectiveModel(nnx.Module):
     """
     config = self.config
     cos, sin = self._rotation(position_BT)
-    x = sharder.constrain(self.embed(token_BT), 'batch', 'length', 'activation')
+    x = sharder.constrain(self.embed(token_BT), *RESIDUAL)
     run = functools.partial(
       self._run,
       cos=cos,
       sin=sin,
       segment=segment_BT,
       sharder=sharder,
+      layout=layout,
       keep_cache=keep_cache,
     )
     feature, low = run(self.low, x)

@@ -18,6 +18,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {
   'batch': ('data', 'fsdp'),
   'length': ('sequence',),
+  # The residual stream between blocks, which the backward pass keeps: split
+  # over `tensor` as well (sequence parallelism, Korthikanti et al. 2022).
+  'residual_length': ('sequence', 'tensor'),
   'embed': ('fsdp',),
   'heads': ('tensor',),
   'kv_heads': ('tensor',),
@@ -53,10 +56,10 @@ class Sharder:
     """On this mesh; of a single device, without one."""
     return cls(None if mesh.size == 1 else mesh)
 
-  def spec(
+  def mesh_axes(
     self, axes: Sequence[str | None], shape: Sequence[int]
-  ) -> PartitionSpec:
-    """PartitionSpec of an array with these logical axes and sizes."""
+  ) -> list[tuple[str, ...]]:
+    """The mesh axes that split each axis of an array; () = whole."""
     entries, used = [], set()
     for axis, size in zip(axes, shape, strict=True):
       mesh_axes = tuple(
@@ -67,8 +70,16 @@ class Sharder:
       if size % math.prod(self.mesh.shape[name] for name in mesh_axes):
         mesh_axes = ()
       used.update(mesh_axes)
-      entries.append(mesh_axes or None)
-    return PartitionSpec(*entries)
+      entries.append(mesh_axes)
+    return entries
+
+  def spec(
+    self, axes: Sequence[str | None], shape: Sequence[int]
+  ) -> PartitionSpec:
+    """PartitionSpec of an array with these logical axes and sizes."""
+    return PartitionSpec(
+      *(names or None for names in self.mesh_axes(axes, shape))
+    )
 
   def sharding(
     self, axes: Sequence[str | None], shape: Sequence[int]
