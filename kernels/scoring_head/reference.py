@@ -15,16 +15,17 @@ def scoring_head(
   dropout_rate: float = 0.0,
   seed: jax.Array | None = None,
   row_B: jax.Array | None = None,
-  first_position: jax.Array | int = 0,
+  position_T: jax.Array | None = None,
 ) -> jax.Array:
-  """See `op.scoring_head`; `first_position` is the chunk's place in the row."""
+  """See `op.scoring_head`; `position_T` are places in the row, 0.. if None."""
   acc = jnp.promote_types(feature_BTD.dtype, jnp.float32)
   hidden_BTE = jax.nn.relu(
     jnp.einsum('BTD,DE->BTE', feature_BTD, hidden_kernel_DE) + hidden_bias_E
   )
   if seed is not None and dropout_rate > 0:
     T, E = hidden_BTE.shape[1:]
-    position_T = jnp.arange(T, dtype=jnp.uint32) + jnp.uint32(first_position)
+    if position_T is None:
+      position_T = jnp.arange(T, dtype=jnp.uint32)
     keep = keep_mask(seed, row_B, position_T, E, dropout_rate)
     hidden_BTE = jnp.where(keep, hidden_BTE / (1 - dropout_rate), 0)
   logit_BT1 = jnp.einsum(

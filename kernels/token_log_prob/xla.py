@@ -1,187 +1,196 @@
-"""Token log-prob and entropy in chunks of positions, with a custom gradient.
+"""Token log-prob and entropy in chunks of tokens, forward and backward.
 
-Only one chunk of logits (B x chunk x V) exists at a time, forward and
-backward: the backward pass recomputes a chunk's logits from the hidden states
-instead of keeping them. The batch axis is never merged with the length, so a
-batch sharded over devices stays where it is; with the vocabulary sharded the
-compiler combines the partial max and sums.
+Only one chunk of logits (chunk x V) exists at a time: the backward pass makes
+a chunk's logits again from the hidden states instead of keeping them. The two
+functions here run on one device's tokens and its columns of the vocabulary;
+with the vocabulary split (`axes`), each device keeps its own maximum and sums
+and they are combined once, after the last chunk.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
-
-
-def _chunked(x_BT: jax.Array, chunk: int) -> jax.Array:
-  """(B, T, ...) -> (T / chunk, B, chunk, ...), zero-padding T."""
-  B, T = x_BT.shape[:2]
-  pad = -T % chunk
-  x = jnp.pad(x_BT, ((0, 0), (0, pad)) + ((0, 0),) * (x_BT.ndim - 2))
-  x = x.reshape(B, (T + pad) // chunk, chunk, *x_BT.shape[2:])
-  return jnp.moveaxis(x, 1, 0)
-
-
-def _unchunked(x_NBt: jax.Array, length: int) -> jax.Array:
-  """The inverse of `_chunked`."""
-  x = jnp.moveaxis(x_NBt, 0, 1)
-  x = x.reshape(x.shape[0], -1, *x.shape[3:])
-  return x[:, :length]
-
 
 # Finite: a probability of 0 times minus infinity would be NaN.
 NEVER_A_TOKEN = -1e30
 
 
-def mask_padding(logits: jax.Array, vocab_size: int) -> jax.Array:
-  """Columns from `vocab_size` on become NEVER_A_TOKEN: (..., V) -> (..., V)."""
-  V = logits.shape[-1]
-  if V == vocab_size:
+def mask_padding(logits: jax.Array, vocab_size: int, first=0) -> jax.Array:
+  """Columns from `vocab_size` on become NEVER_A_TOKEN: (..., V) -> (..., V).
+
+  Args:
+    logits: columns [first, first + V) of the vocabulary.
+    vocab_size: columns from here on are padding; None = there is none.
+    first: column that these logits start at.
+  """
+  if vocab_size is None:
     return logits
-  return jnp.where(jnp.arange(V) < vocab_size, logits, NEVER_A_TOKEN)
+  V = logits.shape[-1]
+  if isinstance(first, int) and first + V <= vocab_size:
+    return logits
+  return jnp.where(first + jnp.arange(V) < vocab_size, logits, NEVER_A_TOKEN)
 
 
-def _logits(hidden, kernel, temperature, vocab_size):
-  acc = jnp.promote_types(hidden.dtype, jnp.float32)
-  logits = jnp.einsum('BtD,DV->BtV', hidden, kernel, preferred_element_type=acc)
-  logits = logits / temperature[:, None, None].astype(acc)
-  return mask_padding(logits, vocab_size)
+def _first_column(kernel_DV, axes):
+  return jax.lax.axis_index(axes) * kernel_DV.shape[1] if axes else 0
 
 
-def _is_target(target, vocab):
-  # A comparison, not a gather: it fuses into the reduction and needs no
-  # communication beyond a sum when the vocabulary is sharded.
-  return jax.lax.broadcasted_iota(
-    target.dtype, target.shape + (vocab,), target.ndim
-  ) == jnp.expand_dims(target, -1)
-
-
-def _forward_chunk(hidden, kernel, target, temperature, vocab_size):
-  logits = _logits(hidden, kernel, temperature, vocab_size)
-  log_z = jax.nn.logsumexp(logits, axis=-1)
-  taken = jnp.sum(
-    jnp.where(_is_target(target, logits.shape[-1]), logits, 0), axis=-1
+def _logits(hidden_nD, kernel_DV, temperature_n, vocab_size, first):
+  acc = jnp.promote_types(hidden_nD.dtype, jnp.float32)
+  logits = jnp.einsum(
+    'nD,DV->nV', hidden_nD, kernel_DV, preferred_element_type=acc
   )
+  logits = logits / temperature_n[:, None].astype(acc)
+  return mask_padding(logits, vocab_size, first)
+
+
+def _is_target(target_n, width, first):
+  # A comparison, not a gather: it fuses into the reduction, and a target in
+  # another device's columns is simply nowhere.
+  return first + jnp.arange(width, dtype=target_n.dtype) == target_n[:, None]
+
+
+def _over_chunks(body, carry, arrays, chunk, zero_filled=()):
+  """Scans body over pieces of `chunk` tokens; outputs cut to N again.
+
+  The last piece is filled up by repetition, which divides by no 0; the arrays
+  `zero_filled` (gradients, which are summed over tokens) by zeros.
+  """
+  N = arrays[0].shape[0]
+  if chunk >= N:
+    return body(carry, (*arrays, *zero_filled))
+  pieces = -(-N // chunk)
+
+  def cut(x, mode):
+    pads = ((0, pieces * chunk - N),) + ((0, 0),) * (x.ndim - 1)
+    return jnp.pad(x, pads, mode=mode).reshape(pieces, chunk, *x.shape[1:])
+
+  cut_arrays = [cut(x, 'edge') for x in arrays]
+  cut_arrays += [cut(x, 'constant') for x in zero_filled]
+  carry, out = jax.lax.scan(body, carry, tuple(cut_arrays))
+  return carry, jax.tree.map(
+    lambda x: x.reshape(pieces * chunk, *x.shape[2:])[:N], out
+  )
+
+
+def forward(
+  hidden_ND: jax.Array,
+  kernel_DV: jax.Array,
+  target_N: jax.Array,
+  temperature_N: jax.Array,
+  *,
+  chunk: int,
+  vocab_size: int | None,
+  axes: tuple[str, ...] = (),
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Log-prob, entropy and log-normaliser of N tokens, (N,) each, nats.
+
+  Args:
+    hidden_ND: final hidden states of this device's tokens.
+    kernel_DV: its columns of the language-model head.
+    target_N: int32, the tokens taken.
+    temperature_N: logits are divided by it.
+    chunk: tokens whose logits exist at a time.
+    vocab_size: columns of the whole head from here on are padding.
+    axes: mesh axes that split the vocabulary; call inside shard_map.
+  """
+  first = _first_column(kernel_DV, axes)
+
+  def body(carry, x):
+    hidden, target, temperature = x
+    logits = _logits(hidden, kernel_DV, temperature, vocab_size, first)
+    top = jnp.max(logits, axis=-1)
+    weight = jnp.exp(logits - top[:, None])
+    taken = jnp.sum(
+      jnp.where(_is_target(target, logits.shape[-1], first), logits, 0), -1
+    )
+    return carry, (
+      top,
+      jnp.sum(weight, axis=-1),
+      jnp.sum(weight * logits, axis=-1),
+      taken,
+    )
+
+  _, (top, total, mean, taken) = _over_chunks(
+    body, None, (hidden_ND, target_N, temperature_N), chunk
+  )
+  if axes:
+    own = top
+    top = jax.lax.pmax(own, axes)
+    scale = jnp.exp(own - top)
+    total, mean, taken = jax.lax.psum(
+      (total * scale, mean * scale, taken), axes
+    )
+  log_z = top + jnp.log(total)
   # H = log Z - sum_v p_v l_v, from the same pass over the logits.
-  mean = jnp.sum(jnp.exp(logits - log_z[..., None]) * logits, axis=-1)
-  return taken - log_z, log_z - mean, log_z
+  return taken - log_z, log_z - mean / total, log_z
 
 
-def _backward_chunk(
-  hidden,
-  kernel,
-  target,
-  log_z,
-  entropy,
-  d_log_prob,
-  d_entropy,
-  temperature,
-  vocab_size,
-):
-  logits = _logits(hidden, kernel, temperature, vocab_size)
-  log_p = logits - log_z[..., None]
-  p = jnp.exp(log_p)
-  # d log p_target / d l_v = [v = target] - p_v
-  # d H / d l_v = -p_v (log p_v + H)
-  d_logits = -p * (
-    d_log_prob[..., None] + d_entropy[..., None] * (log_p + entropy[..., None])
+def backward(
+  hidden_ND: jax.Array,
+  kernel_DV: jax.Array,
+  target_N: jax.Array,
+  temperature_N: jax.Array,
+  log_z_N: jax.Array,
+  entropy_N: jax.Array,
+  d_log_prob_N: jax.Array,
+  d_entropy_N: jax.Array,
+  *,
+  chunk: int,
+  vocab_size: int | None,
+  axes: tuple[str, ...] = (),
+) -> tuple[jax.Array, jax.Array]:
+  """The gradients: d_hidden_ND (over the whole vocabulary), d_kernel_DV.
+
+  Args:
+    hidden_ND, kernel_DV, target_N, temperature_N: as in `forward`.
+    log_z_N, entropy_N: its results.
+    d_log_prob_N, d_entropy_N: gradients of the loss in its results.
+    chunk, vocab_size, axes: as in `forward`.
+
+  Returns:
+    d_hidden in its dtype; d_kernel of THIS device's tokens and columns,
+    float32 or better.
+  """
+  first = _first_column(kernel_DV, axes)
+  acc = jnp.promote_types(hidden_ND.dtype, jnp.float32)
+
+  def body(d_kernel, x):
+    hidden, target, temperature, log_z, entropy, d_log_prob, d_entropy = x
+    logits = _logits(hidden, kernel_DV, temperature, vocab_size, first)
+    log_p = logits - log_z[:, None]
+    # d log p_target / d l_v = [v = target] - p_v
+    # d H / d l_v = -p_v (log p_v + H)
+    d_logits = -jnp.exp(log_p) * (
+      d_log_prob[:, None] + d_entropy[:, None] * (log_p + entropy[:, None])
+    )
+    d_logits += jnp.where(
+      _is_target(target, logits.shape[-1], first), d_log_prob[:, None], 0
+    )
+    d_logits = d_logits / temperature[:, None].astype(d_logits.dtype)
+    d_logits = d_logits.astype(hidden.dtype)
+    d_hidden = jnp.einsum('nV,DV->nD', d_logits, kernel_DV)
+    d_chunk = jnp.einsum(
+      'nD,nV->DV', hidden, d_logits, preferred_element_type=acc
+    )
+    return d_chunk if d_kernel is None else d_kernel + d_chunk, d_hidden
+
+  # One chunk needs no accumulator.
+  start = None
+  if chunk < hidden_ND.shape[0]:
+    start = jnp.zeros(kernel_DV.shape, acc)
+  d_kernel, d_hidden = _over_chunks(
+    body,
+    start,
+    (
+      hidden_ND,
+      target_N,
+      temperature_N,
+      log_z_N,
+      entropy_N,
+    ),
+    chunk,
+    zero_filled=(d_log_prob_N, d_entropy_N),
   )
-  d_logits += jnp.where(
-    _is_target(target, logits.shape[-1]), d_log_prob[..., None], 0
-  )
-  d_logits = d_logits / temperature[:, None, None].astype(d_logits.dtype)
-  d_logits = d_logits.astype(hidden.dtype)
-  d_hidden = jnp.einsum('BtV,DV->BtD', d_logits, kernel)
-  acc = jnp.promote_types(hidden.dtype, jnp.float32)
-  d_kernel = jnp.einsum(
-    'BtD,BtV->DV', hidden, d_logits, preferred_element_type=acc
-  )
+  if axes:
+    d_hidden = jax.lax.psum(d_hidden, axes)
   return d_hidden, d_kernel
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def token_log_prob(
-  hidden_BTD, kernel_DV, target_BT, temperature_B, chunk, vocab_size
-):
-  """Chunked form of `op.token_log_prob`; `chunk` positions at a time."""
-  (log_prob, entropy), _ = _fwd(
-    hidden_BTD, kernel_DV, target_BT, temperature_B, chunk, vocab_size
-  )
-  return log_prob, entropy
-
-
-def _fwd(hidden_BTD, kernel_DV, target_BT, temperature, chunk, vocab_size):
-  T = target_BT.shape[1]
-  if chunk >= T:
-    log_prob, entropy, log_z = _forward_chunk(
-      hidden_BTD, kernel_DV, target_BT, temperature, vocab_size
-    )
-  else:
-    _, (log_prob, entropy, log_z) = jax.lax.scan(
-      lambda carry, x: (
-        carry,
-        _forward_chunk(x[0], kernel_DV, x[1], temperature, vocab_size),
-      ),
-      None,
-      (_chunked(hidden_BTD, chunk), _chunked(target_BT, chunk)),
-    )
-    log_prob, entropy, log_z = (
-      _unchunked(x, T) for x in (log_prob, entropy, log_z)
-    )
-  residuals = (
-    hidden_BTD,
-    kernel_DV,
-    target_BT,
-    temperature,
-    log_z,
-    entropy,
-  )
-  return (log_prob, entropy), residuals
-
-
-def _bwd(chunk, vocab_size, residuals, cotangents):
-  hidden_BTD, kernel_DV, target_BT, temperature, log_z, entropy = residuals
-  d_log_prob, d_entropy = cotangents
-  T = target_BT.shape[1]
-  if chunk >= T:
-    d_hidden, d_kernel = _backward_chunk(
-      hidden_BTD,
-      kernel_DV,
-      target_BT,
-      log_z,
-      entropy,
-      d_log_prob,
-      d_entropy,
-      temperature,
-      vocab_size,
-    )
-  else:
-
-    def body(d_kernel, x):
-      hidden, target, *rest = x
-      d_hidden, d_chunk = _backward_chunk(
-        hidden, kernel_DV, target, *rest, temperature, vocab_size
-      )
-      return d_kernel + d_chunk, d_hidden
-
-    acc = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
-    d_kernel, d_hidden = jax.lax.scan(
-      body,
-      jnp.zeros(kernel_DV.shape, acc),
-      tuple(
-        _chunked(x, chunk)
-        for x in (
-          hidden_BTD,
-          target_BT,
-          log_z,
-          entropy,
-          d_log_prob,
-          d_entropy,
-        )
-      ),
-    )
-    d_hidden = _unchunked(d_hidden, T)
-  return d_hidden, d_kernel.astype(kernel_DV.dtype), None, None
-
-
-token_log_prob.defvjp(_fwd, _bwd)

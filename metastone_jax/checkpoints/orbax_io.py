@@ -68,7 +68,8 @@ class OrbaxIO:
         lightweight_initialize=True,
       ),
       item_handlers={
-        'state': ocp.PyTreeCheckpointHandler(),
+        # Weights hardly compress, and trying costs most of a save's time.
+        'state': ocp.PyTreeCheckpointHandler(use_compression=False),
         'extra': ocp.JsonCheckpointHandler(),
       },
     )

@@ -33,7 +33,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels.token_log_prob import token_log_prob
 from metastone_jax import policy, sprm
 from metastone_jax.errors import UserError
 from metastone_jax.model import ModelConfig, Params, ReflectiveModel
@@ -172,16 +171,15 @@ def log_prob_pass(
     )
     out = {}
     if with_log_prob:
-      out['log_prob_BT'], out['entropy_BT'] = token_log_prob(
+      out['log_prob_BT'], out['entropy_BT'] = model.token_log_prob(
         hidden,
-        model.policy_kernel_DV(),
         rows['target_BT'],
         temperature=rows['temperature_B'],
+        sharder=sharder,
         chunk=log_prob_chunk,
-        vocab_size=model_config.vocab_size,
       )
     if with_step_logit:
-      out['step_logit_BT'] = model.score(feature)
+      out['step_logit_BT'] = model.score(feature, sharder=sharder)
     return out
 
   batch = {name: batch[name] for name in fields}
@@ -210,13 +208,12 @@ def _loss_sums(
   sums: dict[str, jax.Array] = {}
   objective = config.objective
   if config.policy_coefficient or config.lm_coefficient:
-    log_prob_BT, entropy_BT = token_log_prob(
+    log_prob_BT, entropy_BT = model.token_log_prob(
       hidden,
-      model.policy_kernel_DV(),
       rows['target_BT'],
       temperature=rows['temperature_B'],
+      sharder=sharder,
       chunk=config.log_prob_chunk,
-      vocab_size=model_config.vocab_size,
     )
   if config.policy_coefficient:
     mask_BT = rows['policy_mask_BT']
@@ -270,6 +267,7 @@ def _loss_sums(
       scale_gradient(feature, config.score_gradient_scale),
       seed=seed,
       row_B=rows['row_B'],
+      sharder=sharder,
     )
     score_sum = sprm.step_loss_sum(step_logit_BT, rows['correct_B'], weight_BT)
     loss += config.score_coefficient * score_sum / totals['score']
