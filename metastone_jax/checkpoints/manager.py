@@ -378,10 +378,12 @@ class CheckpointManager:
     try:
       self._io.finish_write()
     except (OSError, ValueError) as error:  # ValueError: tensorstore's
-      text = ' '.join(str(error).split())
+      # The reason stands last, after the names of arrays and files.
+      text = ' '.join(str(error).split()).split(' [source locations')[0]
       raise UserError(
-        f'{self._name(step)} could not be written: {text[:300]}; the earlier '
-        'checkpoints stand'
+        f'{self._name(step)} could not be written: {text[:90]} ... '
+        f'{text[-200:]}; the earlier checkpoints stand: free space, or write '
+        'elsewhere'
       ) from error
     if not self._primary:
       return

@@ -24,10 +24,13 @@ TEMPORARY = '.orbax-checkpoint-tmp'
 def _quiet_orbax(record: py_logging.LogRecord) -> bool:
   """Log filter: keeps everything but orbax's own chatter below WARNING.
 
-  That a reader opens a folder read-only is no warning either.
+  That a reader opens a folder read-only is no warning either. What its threads
+  log with a traceback they raise as well: `finish_write` reports it, once.
   """
   if '/orbax/' not in record.pathname.replace('\\', '/'):
     return True
+  if record.exc_info:
+    return False
   text = str(record.msg)
   read_only = 'read_only=True' in text or 'is read only' in text
   return record.levelno >= py_logging.WARNING and not read_only
