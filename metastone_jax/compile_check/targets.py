@@ -1,8 +1,9 @@
 """The table of machines: every name they go by, and their limits.
 
-A target's own name is what users say: `v5p-128` counts TensorCores as gcloud
-does (64 chips), `v5e-16` and `v6e-8` count chips, `h100-64` GPUs. gcloud's
-`v5litepod-16` and the compiler's `v5e:4x4` are accepted as well.
+A target's own name is what users say: `v5p-128` and `tpu7x-128` count
+TensorCores as gcloud does (64 chips), `v5e-16` and `v6e-8` count chips,
+`h100-64` GPUs. gcloud's `v5litepod-16` and the compiler's `v5e:4x4` are
+accepted as well.
 
 Limits are the vendors' published peaks for one device (a v5p chip is one
 device to JAX, a tpu7x chip two): bf16 FLOP/s, memory bandwidth, and the
@@ -81,7 +82,7 @@ _TORUS['v6e'] = _TORUS['v5e']
 _TORUS['tpu7x'] = _TORUS['v5p']
 
 # What a name counts, in one chip.
-_UNITS = {'v5p': 2, 'v5e': 1, 'v6e': 1, 'tpu7x': 1, 'h100': 1}
+_UNITS = {'v5p': 2, 'v5e': 1, 'v6e': 1, 'tpu7x': 2, 'h100': 1}
 _FAMILY_ALIASES = {'v5litepod': 'v5e', 'v5lite': 'v5e', 'v7x': 'tpu7x'}
 
 
