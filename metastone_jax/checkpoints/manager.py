@@ -423,7 +423,7 @@ class CheckpointManager:
 
   def _clean_up(self) -> None:
     """Removes what killed saves and removals have left behind."""
-    for child in self._root.iterdir():
+    for child in files_lib.children(self._root):
       if orbax_io.TEMPORARY in child.name and child.is_dir():
         child.rmtree()
     self._records.remove_temporary()
@@ -434,7 +434,7 @@ class CheckpointManager:
         self._remove(step)
 
   def _warn_of_unrecorded(self) -> None:
-    for child in self._root.iterdir():
+    for child in files_lib.children(self._root):
       if child.name.isdigit() and self._records.read(int(child.name)) is None:
         logging.warning(
           'ignoring %s: it has no integrity record, so it is incomplete or '

@@ -75,23 +75,19 @@ class Watchdog:
     role = ', the coordinator' if process == 0 else ''
     return f'host {self._hosts[process]} (process {process}{role})'
 
-  def end(self, code: int, message: str) -> None:
-    """Prints `error: message` and ends the process at once; does not return."""
-    with self._ending:
-      if self._stopped.is_set():
-        # Another thread is ending the process in good order.
-        threading.Event().wait()
-      sys.stdout.flush()
-      os.write(2, f'\nerror: {message}\n'.encode())
-      os._exit(code)
-
   def say_ended(self, code: int, message: str) -> None:
-    """Tells the others why this process ends, before it does.
-
-    Process 0, with which the store goes, waits until they have heard it.
-    """
+    """Tells the others why this process ends, before it does."""
     self._stopped.set()
-    deadline = time.monotonic() + 4 * self.period_s + 1
+    self._announce(code, f'{self.name(self._me)} ended: {message}')
+
+  # Below: private.
+
+  def _announce(self, code: int, message: str) -> None:
+    """Writes the last word of this process where the others find it.
+
+    Process 0, with which the store goes, waits until they have.
+    """
+    deadline = time.monotonic() + 3 * self.period_s + 1
     try:
       coordination.put(f'ended/{self._me}', {'code': code, 'message': message})
       while self._me == 0 and time.monotonic() < deadline:
@@ -101,7 +97,17 @@ class Watchdog:
     except coordination.Failure:
       pass  # nobody is left to be told
 
-  # Below: private.
+  def _end(self, code: int, message: str, *, announce: bool) -> None:
+    """Prints `error: message` and ends the process; does not return."""
+    with self._ending:  # the first thread to come here has the last word
+      if self._stopped.is_set():
+        threading.Event().wait()  # the process is ending by itself
+      if announce:
+        self._announce(code, message)
+      sys.stdout.flush()
+      advice = '' if code == BAD_INPUT else f'. {_RESTART}'
+      os.write(2, f'\nerror: {message}{advice}\n'.encode())
+      os._exit(code)
 
   def _beat(self) -> None:
     """Writes the own counter and reads those of the others."""
@@ -122,16 +128,8 @@ class Watchdog:
       self._counters = counters
       for process, word in ended.items():
         if int(process) != self._me and not self._stopped.is_set():
-          self._repeat(int(process), word)
-
-  def _repeat(self, process: int, word: dict) -> None:
-    code = BAD_INPUT if word['code'] == BAD_INPUT else LOST
-    message = f'{self.name(process)} ended: {word["message"]}'
-    try:  # so that process 0 need not wait for this one
-      coordination.put(f'ended/{self._me}', {'code': code, 'message': message})
-    except coordination.Failure:
-      pass
-    self.end(code, message if code == BAD_INPUT else f'{message}. {_RESTART}')
+          code = BAD_INPUT if word['code'] == BAD_INPUT else LOST
+          self._end(code, word['message'], announce=True)
 
   def _judge(self) -> None:
     while not self._stopped.wait(self.period_s / 2):
@@ -148,10 +146,11 @@ class Watchdog:
           self._lost(process, now - heard)
 
   def _lost(self, process: int, seconds: float) -> None:
-    self.end(
+    self._end(
       LOST,
       f'{self.name(process)} has not been heard of for {seconds:.0f} s; look '
-      f'at its log and its machine. {_RESTART}',
+      'at its log and its machine',
+      announce=process != 0,  # the store is in process 0
     )
 
   def _coordinator_answers(self) -> bool:
@@ -176,10 +175,10 @@ class Watchdog:
     def handler(number: int) -> None:
       del number
       if not self._stopped.is_set() and not self._coordinator_answers():
-        self.end(
+        self._end(
           LOST,
-          f'{self.name(0)} is gone; look at its log and its machine. '
-          f'{_RESTART}',
+          f'{self.name(0)} is gone; look at its log and its machine',
+          announce=False,
         )
 
     self._handler = kind(handler)  # must live as long as the process

@@ -203,7 +203,9 @@ class Evaluator:
         found['finished'][rows] = drawn.finished_PN[:keep, :width]
         found['tokens'][rows] = drawn.length_PN[:keep, :width]
         decoded = self.setup.tokenizer.decode_rows(
-          drawn.token_PNR[:keep, :width].reshape(keep * width, -1),
+          drawn.token_PNR[:keep, :width].reshape(
+            keep * width, drawn.token_PNR.shape[-1]
+          ),
           drawn.length_PN[:keep, :width].reshape(-1),
         )
         for p, n in np.ndindex(keep, width):
