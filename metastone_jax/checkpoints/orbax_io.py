@@ -146,7 +146,10 @@ class OrbaxIO:
       if not item.size:
         arrays[name] = np.zeros(item.shape, item.dtype)
         if isinstance(args[name], ocp.ArrayRestoreArgs):
-          arrays[name] = jax.device_put(arrays[name], args[name].sharding)
+          empty = arrays[name]
+          arrays[name] = jax.make_array_from_callback(
+            empty.shape, args[name].sharding, lambda i, empty=empty: empty[i]
+          )
     return arrays
 
   def close(self) -> None:

@@ -23,10 +23,12 @@ from metastone_jax.checkpoints import (
 )
 from metastone_jax.data import DataPosition
 from metastone_jax.errors import UserError
+from metastone_jax.parallel import distributed
 from metastone_jax.training import optimiser
 from metastone_jax.training import state as state_lib
 from metastone_jax.training.loop import collect as collect_lib
 from metastone_jax.training.loop import folder, plan, programs
+from metastone_jax.training.loop.batches import RolloutRows, count_tokens
 from metastone_jax.training.loop.heldout import Evaluator
 from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
 from metastone_jax.training.loop.schedule import learning_rates
@@ -48,7 +50,7 @@ class Run:
     self.recipe = recipe
     self.workdir = workdir
     self.progress = progress
-    self.stop = stop
+    self.stop = stop  # only asked through stop_requested()
     self.setup = Setup.build(recipe, workdir)
     self.sampler = self.setup.sampler(self.setup.train_sampling)
     self.demonstrations = None
@@ -62,9 +64,10 @@ class Run:
     self._start_params = None
     if not (workdir / 'config.json').exists():
       self._start_params = folder.start_params(self.setup, progress.status)
+    share = (widest.prompts_per_step or 64) // self.setup.hosts.count
     evaluator = Evaluator(
       self.setup,
-      problems_per_call=widest.prompts_per_step or 64,
+      problems_per_call=self.setup.wave(max(1, share)),
       samples_per_call=widest.samples_per_prompt,
       # The same draws as in training share their compiled program.
       sampler=self.sampler
@@ -76,7 +79,7 @@ class Run:
       workdir,
       sinks=recipe.sinks,
       config=folder.config_dict(recipe),
-      primary=jax.process_index() == 0,
+      primary=distributed.is_primary(),
     )
     self.manager = CheckpointManager(
       workdir / 'checkpoints',
@@ -85,9 +88,19 @@ class Run:
       config_path=workdir / 'config.json',
     )
     self.stages = Stages(
-      recipe, workdir, evaluator, self.writer, progress, stop
+      recipe, workdir, evaluator, self.writer, progress, self.stop_requested
     )
     self.seconds: dict[str, float] = {}
+
+  def stop_requested(self) -> str | None:
+    """The signal that any process has got; all get the same answer.
+
+    Asked at the same points by all: at the ends of steps, and between the
+    pieces of an evaluation.
+    """
+    return distributed.any_wish(
+      'stop', self.stop.signal_name if self.stop.requested else None
+    )
 
   # State.
 
@@ -95,7 +108,7 @@ class Run:
     """Step 0 of phase 0."""
     self.writer.restore(None)
     stale = self.workdir / 'evaluation'
-    if stale.exists():
+    if distributed.is_primary() and stale.exists():
       stale.rmtree()
     self.iteration = self.phase_index = self.phase_step = 0
     self.demonstration_position = None
@@ -162,21 +175,22 @@ class Run:
 
   def start_phase(self, phase: PhaseConfig) -> None:
     """New moments; the reference is the policy as the phase finds it."""
-    self.state['opt'] = jax.jit(
-      functools.partial(optimiser.init, self.recipe.optimiser)
-    )(self.state['params'])
+    shardings = None
     if self.setup.sharder.mesh is not None:
-      self.state = jax.device_put(self.state, self._shardings())
+      shardings = state_lib.state_shardings(
+        self.setup.model_config,
+        jax.eval_shape(lambda: self.state),
+        self.setup.sharder,
+      )['opt']
+    self.state['opt'] = jax.jit(
+      functools.partial(optimiser.init, self.recipe.optimiser),
+      out_shardings=shardings,
+    )(self.state['params'])
     self.reference = None
     if phase.policy_coefficient and phase.objective_config.kl_coefficient:
-      self.reference = jax.tree.map(jnp.copy, self.state['params'])
-
-  def _shardings(self):
-    return state_lib.state_shardings(
-      self.setup.model_config,
-      jax.eval_shape(lambda: self.state),
-      self.setup.sharder,
-    )
+      self.reference = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(
+        self.state['params']
+      )
 
   def programs(self, phase: PhaseConfig):
     """The update and log-prob programs of a phase."""
@@ -218,55 +232,54 @@ class Run:
         self._write_pending()
         self.stages.small(self.state['params'], phase, self.iteration)
       due = self.iteration % self.recipe.checkpoint.every == 0
-      if due or self.stop.requested or self.phase_step == phase.steps:
+      stop = self.stop_requested()
+      if due or stop or self.phase_step == phase.steps:
         self._write_pending()
         name = f'phase_{phase.name}'
         now = time.monotonic()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - started
         started = now
         last = self.phase_step == phase.steps
-        self.save(wait=last or self.stop.requested)
-      if self.stop.requested:
-        raise Interrupted(self.stop.signal_name)
+        self.save(wait=last or stop is not None)
+      if stop:
+        raise Interrupted(stop)
 
   def one_step(self, phase, update, log_prob, watch):
     """One rollout and its updates, or one supervised update."""
     metrics: dict[str, float] = {}
     tokens = 0
-    collected = None
+    rows = None
     if phase.prompts_per_step:
       self.progress.status('rollout')
-      first = self.problems.global_index(self.problem_position)
+      share = self.setup.hosts.share(phase.prompts_per_step, 'prompts_per_step')
+      mine = self.problems.advance(self.problem_position, share.start)
       collected = collect_lib.collect(
         self.setup,
         self.sampler,
         self.state['params'],
         phase,
-        self.problems.batch_at(self.problem_position, phase.prompts_per_step),
-        first,
+        self.problems.batch_at(mine, share.stop - share.start),
+        self.problems.global_index(mine),
         watch,
       )
       self.problem_position = self.problems.advance(
         self.problem_position, phase.prompts_per_step
       )
       metrics |= collected.metrics
-      tokens += collected.tokens
+      tokens += collected.tokens + collected.row_tokens
       rows = self.wanted_rows(phase, collected.rows, log_prob, watch)
     rates = learning_rates(phase, self.phase_step)
-    device_rates = jax.device_put(
-      {name: np.float32(rate) for name, rate in rates.items()}
+    device_rates, seed = self.setup.sharder.put_replicated(
+      (
+        {name: np.float32(rate) for name, rate in rates.items()},
+        np.uint32(self.recipe.seed),
+      )
     )
-    seed = jax.device_put(np.uint32(self.recipe.seed))
     self.progress.status('update')
     device_metrics = []
     with watch('update'):
       for u in range(phase.updates_per_rollout):
-        parts = []
-        if collected is not None:
-          size = phase.rollouts_per_step // phase.updates_per_rollout
-          parts.append(
-            {name: x[u * size : (u + 1) * size] for name, x in rows.items()}
-          )
+        demonstrations = None
         if phase.demonstrations_per_step:
           batch = self.demonstrations.batch_at(
             self.demonstration_position, phase.demonstrations_per_step
@@ -274,17 +287,17 @@ class Run:
           self.demonstration_position = self.demonstrations.advance(
             self.demonstration_position, phase.demonstrations_per_step
           )
-          parts.append(collect_lib.demonstration_rows(batch, 0))
-        joined = collect_lib.join_rows(parts)
-        tokens += int(joined['segment_BT'].sum())
-        self.state, values = update(
-          self.state,
-          self.setup.sharder.put_batch(joined),
-          device_rates,
-          seed,
-        )
+          demonstrations = collect_lib.demonstration_rows(batch, 0)
+          tokens += count_tokens(demonstrations)
+        if rows is None:
+          batch = self.setup.sharder.put_batch(demonstrations)
+        else:
+          batch = rows.update_batch(
+            u, phase.updates_per_rollout, demonstrations
+          )
+        self.state, values = update(self.state, batch, device_rates, seed)
         device_metrics.append(values)
-      if collected is not None:
+      if rows is not None:
         # A rollout waits for these parameters anyway; waiting here keeps
         # time/rollout and time/update apart.
         jax.block_until_ready(self.state['params'])
@@ -292,13 +305,20 @@ class Run:
     metrics |= {f'learning_rate/{name}': rate for name, rate in rates.items()}
     return metrics, device_metrics, tokens
 
-  def wanted_rows(self, phase, rows, log_prob, watch):
+  def wanted_rows(self, phase, rows, log_prob, watch) -> RolloutRows:
     """Adds old and reference log-probs; drops fields no term reads."""
     rows = dict(rows)
     several = phase.updates_per_rollout > 1
     if several or phase.score_loss == 'bce' or not phase.score_coefficient:
       # Off-policy after the first mini-batch: the update computes them fresh.
       del rows['step_logit_BT']
+    if not phase.policy_coefficient:
+      for name in ('policy_mask_BT', 'advantage_B', 'sampler_log_prob_BT'):
+        del rows[name]
+    if not phase.score_coefficient:
+      for name in ('step_mask_BT', 'correct_B', 'score_weight_B'):
+        del rows[name]
+    rows = RolloutRows(self.setup.hosts, rows)
     names = []
     if phase.policy_coefficient:
       if several:
@@ -307,22 +327,17 @@ class Run:
         names.append(('ref_log_prob_BT', self.reference))
     if names:
       with watch('log_prob'):
-        fields = (
-          'tokens_BT',
-          'target_BT',
-          'position_BT',
-          'segment_BT',
-          'temperature_B',
+        batch = rows.on_devices(
+          (
+            'tokens_BT',
+            'target_BT',
+            'position_BT',
+            'segment_BT',
+            'temperature_B',
+          )
         )
-        batch = self.setup.sharder.put_batch({n: rows[n] for n in fields})
         for name, params in names:
-          rows[name] = jax.device_get(log_prob(params, batch)['log_prob_BT'])
-    if not phase.policy_coefficient:
-      for name in ('policy_mask_BT', 'advantage_B', 'sampler_log_prob_BT'):
-        del rows[name]
-    if not phase.score_coefficient:
-      for name in ('step_mask_BT', 'correct_B', 'score_weight_B'):
-        del rows[name]
+          rows.add(name, log_prob(params, batch)['log_prob_BT'])
     return rows
 
   def _write_pending(self) -> None:
@@ -361,8 +376,8 @@ class Run:
       self.seconds[f'evaluate_{phase.name}'] = self.stages.full(
         self.state['params'], phase, self.iteration
       )
-      if self.stop.requested:
-        raise Interrupted(self.stop.signal_name)
+      if stop := self.stop_requested():
+        raise Interrupted(stop)
       if self.phase_index == len(self.recipe.phases) - 1:
         break
       self.phase_index += 1
@@ -398,7 +413,7 @@ def train(
     Interrupted: SIGTERM or SIGINT arrived; everything is saved.
   """
   workdir = epath.Path(workdir)
-  primary = jax.process_index() == 0
+  primary = distributed.is_primary()
   folder.check_workdir(recipe, workdir, step)
   with (
     telemetry_lib.StopRequest() as stop,

@@ -18,8 +18,8 @@ from metastone_jax.data import (
   tokenizer_from_files,
 )
 from metastone_jax.errors import UserError
-from metastone_jax.model import ModelConfig
-from metastone_jax.parallel import Sharder, make_mesh
+from metastone_jax.model import ModelConfig, Params, param_axes
+from metastone_jax.parallel import Hosts, Sharder, make_mesh
 from metastone_jax.sampling import SamplingConfig
 from metastone_jax.tasks import Mixture, build_mixture
 from metastone_jax.training.loop import programs
@@ -38,6 +38,7 @@ class Setup:
     mixture: tasks and shares.
     model_config: shapes, vocabulary filled in.
     sharder: mesh and rules; no mesh on a single device.
+    hosts: the processes of the job, and the mesh each draws on.
     train_sampling: draws of the rollouts.
     evaluation_sampling: held-out draws.
   """
@@ -49,6 +50,7 @@ class Setup:
   mixture: Mixture
   model_config: ModelConfig
   sharder: Sharder
+  hosts: Hosts
   train_sampling: SamplingConfig
   evaluation_sampling: SamplingConfig
 
@@ -85,8 +87,12 @@ class Setup:
     )
     mesh = make_mesh(recipe.mesh)
     sharder = Sharder.of(mesh)
+    hosts = Hosts.build(sharder, recipe.rollout_mesh)
     rows = mesh.shape['data'] * mesh.shape['fsdp']
     for phase in recipe.phases:
+      hosts.share(
+        phase.prompts_per_step, f'phases.{phase.name}.prompts_per_step'
+      )
       piece = phase.sequences_per_microbatch or phase.rows_per_update
       if piece % rows:
         raise UserError(
@@ -110,6 +116,7 @@ class Setup:
       mixture=mixture,
       model_config=model_config,
       sharder=sharder,
+      hosts=hosts,
       train_sampling=SamplingConfig(
         temperature=draw.temperature,
         top_k=draw.top_k,
@@ -124,10 +131,23 @@ class Setup:
     )
 
   def sampler(self, sampling: SamplingConfig):
-    """The jitted draw: (params, prompts, lengths, seed, draws, candidates)."""
+    """The jitted draw: (params, prompts, lengths, seed, draws, candidates).
+
+    It runs on this host's devices; its params come from `decode_params`.
+    """
     return programs.rollout_program(
-      sampling, model_config=self.model_config, sharder=self.sharder
+      sampling, model_config=self.model_config, sharder=self.hosts.local
     )
+
+  def decode_params(self, params: Params) -> Params:
+    """The parameters that `sampler` takes; made once a rollout."""
+    return self.hosts.local_copy(
+      params, param_axes(self.model_config), self.model_config.dtype
+    )
+
+  def wave(self, problems: int) -> int:
+    """Problems that one call of the sampler takes, of a host's `problems`."""
+    return min(self.recipe.sampling.problems_per_wave or problems, problems)
 
   def demonstrations(self):
     """The fixed set of demonstrations, in this run's order."""
