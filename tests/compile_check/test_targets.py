@@ -17,6 +17,7 @@ from metastone_jax.errors import UserError
     ('v5e:4x4', 'v5e-16', 'v5e:4x4', 16, 4),
     ('V6E-256', 'v6e-256', 'v6e:16x16', 256, 64),
     ('v6e-1', 'v6e-1', 'v6e:1x1', 1, 1),
+    ('v6e-8', 'v6e-8', 'v6e:2x4', 8, 1),
     ('tpu7x-8', 'tpu7x-8', 'tpu7x:2x2x1', 8, 1),
     ('h100-64', 'h100-64', '8x8', 64, 8),
     ('h100-1', 'h100-1', '1x1', 1, 1),
@@ -65,5 +66,6 @@ def test_launchers_and_compiler_mean_the_same_machines():
       continue  # launched by hand: clusters give whole nodes
     target, machine = targets.parse(name), accelerators.parse(name)
     assert machine.chips == target.chips, name
+    assert machine.hosts == target.hosts, name
     if target.chip.platform == 'tpu':
       assert machine.topology == target.topology.split(':')[1], name
