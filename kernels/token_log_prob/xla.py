@@ -3,8 +3,10 @@
 Only one chunk of logits (B x chunk x V) exists at a time, forward and
 backward: the backward pass recomputes a chunk's logits from the hidden states
 instead of keeping them. The batch axis is never merged with the length, so a
-batch sharded over devices stays where it is; with the vocabulary sharded the
-compiler combines the partial max and sums.
+batch sharded over devices stays where it is; of a length split over `shards`
+devices a chunk takes the same share of each device's part, so its hidden
+states stay there too; with the vocabulary sharded the compiler combines the
+partial max and sums.
 """
 
 import functools
@@ -13,20 +15,32 @@ import jax
 import jax.numpy as jnp
 
 
-def _chunked(x_BT: jax.Array, chunk: int) -> jax.Array:
-  """(B, T, ...) -> (T / chunk, B, chunk, ...), zero-padding T."""
-  B, T = x_BT.shape[:2]
-  pad = -T % chunk
-  x = jnp.pad(x_BT, ((0, 0), (0, pad)) + ((0, 0),) * (x_BT.ndim - 2))
-  x = x.reshape(B, (T + pad) // chunk, chunk, *x_BT.shape[2:])
-  return jnp.moveaxis(x, 1, 0)
+def _chunked(x_BT: jax.Array, chunk: int, shards: int, fill=0) -> jax.Array:
+  """(B, T, ...) -> (T / (s chunk), B, s chunk, ...), padding T / s."""
+  B, T, *rest = x_BT.shape
+  x = x_BT.reshape(B, shards, T // shards, *rest)
+  pad = -(T // shards) % chunk
+  pads = ((0, 0), (0, 0), (0, pad)) + ((0, 0),) * len(rest)
+  x = jnp.pad(x, pads, constant_values=fill)
+  x = x.reshape(B, shards, -1, chunk, *rest)
+  x = jnp.moveaxis(x, 2, 0)
+  return x.reshape(len(x), B, shards * chunk, *rest)
 
 
-def _unchunked(x_NBt: jax.Array, length: int) -> jax.Array:
+def _chunked_temperature(temperature, length, chunk, shards):
+  """Of each chunk; what is one a row, (B, 1), stays so."""
+  if temperature.shape[1] > 1:
+    return _chunked(temperature, chunk, shards, fill=1)
+  N = -(-length // (shards * chunk))
+  return jnp.broadcast_to(temperature, (N, *temperature.shape))
+
+
+def _unchunked(x_NBt: jax.Array, length: int, shards: int) -> jax.Array:
   """The inverse of `_chunked`."""
-  x = jnp.moveaxis(x_NBt, 0, 1)
-  x = x.reshape(x.shape[0], -1, *x.shape[3:])
-  return x[:, :length]
+  N, B, _, *rest = x_NBt.shape
+  x = jnp.moveaxis(x_NBt.reshape(N, B, shards, -1, *rest), 0, 2)
+  x = x.reshape(B, shards, -1, *rest)[:, :, : length // shards]
+  return x.reshape(B, length, *rest)
 
 
 # Finite: a probability of 0 times minus infinity would be NaN.
@@ -44,7 +58,7 @@ def mask_padding(logits: jax.Array, vocab_size: int) -> jax.Array:
 def _logits(hidden, kernel, temperature, vocab_size):
   acc = jnp.promote_types(hidden.dtype, jnp.float32)
   logits = jnp.einsum('BtD,DV->BtV', hidden, kernel, preferred_element_type=acc)
-  logits = logits / temperature[:, None, None].astype(acc)
+  logits = logits / temperature[:, :, None].astype(acc)
   return mask_padding(logits, vocab_size)
 
 
@@ -89,7 +103,7 @@ def _backward_chunk(
   d_logits += jnp.where(
     _is_target(target, logits.shape[-1]), d_log_prob[..., None], 0
   )
-  d_logits = d_logits / temperature[:, None, None].astype(d_logits.dtype)
+  d_logits = d_logits / temperature[:, :, None].astype(d_logits.dtype)
   d_logits = d_logits.astype(hidden.dtype)
   d_hidden = jnp.einsum('BtV,DV->BtD', d_logits, kernel)
   acc = jnp.promote_types(hidden.dtype, jnp.float32)
@@ -99,20 +113,25 @@ def _backward_chunk(
   return d_hidden, d_kernel
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def token_log_prob(
-  hidden_BTD, kernel_DV, target_BT, temperature_B, chunk, vocab_size
+  hidden_BTD, kernel_DV, target_BT, temperature, chunk, vocab_size, shards
 ):
-  """Chunked form of `op.token_log_prob`; `chunk` positions at a time."""
+  """Chunked form of `op.token_log_prob`: `chunk` places of each shard.
+
+  The temperature is (B, 1) or (B, T).
+  """
   (log_prob, entropy), _ = _fwd(
-    hidden_BTD, kernel_DV, target_BT, temperature_B, chunk, vocab_size
+    hidden_BTD, kernel_DV, target_BT, temperature, chunk, vocab_size, shards
   )
   return log_prob, entropy
 
 
-def _fwd(hidden_BTD, kernel_DV, target_BT, temperature, chunk, vocab_size):
+def _fwd(
+  hidden_BTD, kernel_DV, target_BT, temperature, chunk, vocab_size, shards
+):
   T = target_BT.shape[1]
-  if chunk >= T:
+  if chunk >= T // shards:
     log_prob, entropy, log_z = _forward_chunk(
       hidden_BTD, kernel_DV, target_BT, temperature, vocab_size
     )
@@ -120,13 +139,17 @@ def _fwd(hidden_BTD, kernel_DV, target_BT, temperature, chunk, vocab_size):
     _, (log_prob, entropy, log_z) = jax.lax.scan(
       lambda carry, x: (
         carry,
-        _forward_chunk(x[0], kernel_DV, x[1], temperature, vocab_size),
+        _forward_chunk(x[0], kernel_DV, x[1], x[2], vocab_size),
       ),
       None,
-      (_chunked(hidden_BTD, chunk), _chunked(target_BT, chunk)),
+      (
+        _chunked(hidden_BTD, chunk, shards),
+        _chunked(target_BT, chunk, shards),
+        _chunked_temperature(temperature, T, chunk, shards),
+      ),
     )
     log_prob, entropy, log_z = (
-      _unchunked(x, T) for x in (log_prob, entropy, log_z)
+      _unchunked(x, T, shards) for x in (log_prob, entropy, log_z)
     )
   residuals = (
     hidden_BTD,
@@ -139,11 +162,11 @@ def _fwd(hidden_BTD, kernel_DV, target_BT, temperature, chunk, vocab_size):
   return (log_prob, entropy), residuals
 
 
-def _bwd(chunk, vocab_size, residuals, cotangents):
+def _bwd(chunk, vocab_size, shards, residuals, cotangents):
   hidden_BTD, kernel_DV, target_BT, temperature, log_z, entropy = residuals
   d_log_prob, d_entropy = cotangents
   T = target_BT.shape[1]
-  if chunk >= T:
+  if chunk >= T // shards:
     d_hidden, d_kernel = _backward_chunk(
       hidden_BTD,
       kernel_DV,
@@ -160,7 +183,7 @@ def _bwd(chunk, vocab_size, residuals, cotangents):
     def body(d_kernel, x):
       hidden, target, *rest = x
       d_hidden, d_chunk = _backward_chunk(
-        hidden, kernel_DV, target, *rest, temperature, vocab_size
+        hidden, kernel_DV, target, *rest, vocab_size
       )
       return d_kernel + d_chunk, d_hidden
 
@@ -169,7 +192,7 @@ def _bwd(chunk, vocab_size, residuals, cotangents):
       body,
       jnp.zeros(kernel_DV.shape, acc),
       tuple(
-        _chunked(x, chunk)
+        _chunked(x, chunk, shards)
         for x in (
           hidden_BTD,
           target_BT,
@@ -178,9 +201,10 @@ def _bwd(chunk, vocab_size, residuals, cotangents):
           d_log_prob,
           d_entropy,
         )
-      ),
+      )
+      + (_chunked_temperature(temperature, T, chunk, shards),),
     )
-    d_hidden = _unchunked(d_hidden, T)
+    d_hidden = _unchunked(d_hidden, T, shards)
   return d_hidden, d_kernel.astype(kernel_DV.dtype), None, None
 
 

@@ -184,14 +184,21 @@ class ReflectiveModel(nnx.Module):
     *,
     seed: jax.Array | None = None,
     row_B: jax.Array | None = None,
+    position_BT: jax.Array | None = None,
+    shards: tuple[int, int] = (1, 1),
   ) -> jax.Array:
-    """Step logits z at every position, (B, T); dropout only with a seed."""
+    """Step logits z at every position, (B, T); dropout only with a seed.
+
+    See `kernels.scoring_head`.
+    """
     return scoring_head(
       feature_BTD,
       *self.score_head.weights(self.config.dtype),
       dropout_rate=self.config.score_dropout,
       seed=seed,
       row_B=row_B,
+      position_BT=position_BT,
+      shards=shards,
     )
 
   def logits(self, hidden: jax.Array) -> jax.Array:
