@@ -187,6 +187,8 @@ def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
     'correct_B': correct_B,
     'score_weight_B': scores.score_weight_B,
   }
+  if phase.shared_prompt:
+    rows['prompt_length_B'] = prompt_length_B
   score_B = drawn.score_PN.reshape(B).astype(np.float64)
   metrics = {
     'reward/mean': float(reward_B.mean()),

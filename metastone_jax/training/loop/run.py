@@ -29,6 +29,7 @@ from metastone_jax.training.loop import collect as collect_lib
 from metastone_jax.training.loop import folder, plan, programs
 from metastone_jax.training.loop.heldout import Evaluator
 from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
+from metastone_jax.training.loop.row_plan import RowPlan
 from metastone_jax.training.loop.schedule import learning_rates
 from metastone_jax.training.loop.setup import Setup
 from metastone_jax.training.loop.stages import Interrupted, Stages
@@ -180,15 +181,18 @@ class Run:
 
   def programs(self, phase: PhaseConfig):
     """The update and log-prob programs of a phase."""
+    plan = self.row_plan(phase)
     shapes = dict(
       model_config=self.setup.model_config, sharder=self.setup.sharder
     )
     return (
-      programs.update_program(
-        phase, opt_config=self.recipe.optimiser, **shapes
-      ),
-      programs.log_prob_program(phase, **shapes),
+      programs.update_program(plan, opt_config=self.recipe.optimiser, **shapes),
+      programs.log_prob_program(plan, **shapes),
     )
+
+  def row_plan(self, phase: PhaseConfig) -> RowPlan:
+    """How the phase lays trajectories into rows."""
+    return RowPlan.of(phase, self.recipe.data, self.setup.sharder)
 
   def run_phase(self) -> None:
     """The rest of the current phase."""
@@ -259,6 +263,7 @@ class Run:
     seed = jax.device_put(np.uint32(self.recipe.seed))
     self.progress.status('update')
     device_metrics = []
+    row_plan, padding = self.row_plan(phase), []
     with watch('update'):
       for u in range(phase.updates_per_rollout):
         parts = []
@@ -277,9 +282,11 @@ class Run:
           parts.append(collect_lib.demonstration_rows(batch, 0))
         joined = collect_lib.join_rows(parts)
         tokens += int(joined['segment_BT'].sum())
+        built = row_plan.build(joined)
+        padding.append(built.padding)
         self.state, values = update(
           self.state,
-          self.setup.sharder.put_batch(joined),
+          self.setup.sharder.put_batch(built.rows),
           device_rates,
           seed,
         )
@@ -289,6 +296,7 @@ class Run:
         # time/rollout and time/update apart.
         jax.block_until_ready(self.state['params'])
     self.progress.status('')
+    metrics['update/padding'] = float(np.mean(padding))
     metrics |= {f'learning_rate/{name}': rate for name, rate in rates.items()}
     return metrics, device_metrics, tokens
 
@@ -313,10 +321,16 @@ class Run:
           'position_BT',
           'segment_BT',
           'temperature_B',
+          'prompt_length_B',
         )
-        batch = self.setup.sharder.put_batch({n: rows[n] for n in fields})
+        built = self.row_plan(phase).build(
+          {n: rows[n] for n in fields if n in rows}
+        )
+        batch = self.setup.sharder.put_batch(built.rows)
         for name, params in names:
-          rows[name] = jax.device_get(log_prob(params, batch)['log_prob_BT'])
+          rows[name] = built.back(
+            jax.device_get(log_prob(params, batch)['log_prob_BT'])
+          )
     if not phase.policy_coefficient:
       for name in ('policy_mask_BT', 'advantage_B', 'sampler_log_prob_BT'):
         del rows[name]

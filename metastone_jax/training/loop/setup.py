@@ -24,6 +24,7 @@ from metastone_jax.sampling import SamplingConfig
 from metastone_jax.tasks import Mixture, build_mixture
 from metastone_jax.training.loop import programs
 from metastone_jax.training.loop.recipe import Recipe
+from metastone_jax.training.loop.row_plan import RowPlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +88,10 @@ class Setup:
     sharder = Sharder.of(mesh)
     rows = mesh.shape['data'] * mesh.shape['fsdp']
     for phase in recipe.phases:
-      piece = phase.sequences_per_microbatch or phase.rows_per_update
+      piece = RowPlan.of(phase, data, sharder).rows_per_microbatch
       if piece % rows:
         raise UserError(
-          f'phases.{phase.name}: {piece} sequences a micro-batch do not divide '
+          f'phases.{phase.name}: {piece} rows a micro-batch do not divide '
           f'over the {rows} devices of mesh axes data x fsdp; change '
           'sequences_per_microbatch or mesh'
         )
