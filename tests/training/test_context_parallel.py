@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 
 import jax
@@ -11,7 +12,8 @@ import pytest
 from kernels.attention import Layout
 from metastone_jax.errors import UserError
 from metastone_jax.parallel import Sharder
-from metastone_jax.training import packing, places, step
+from metastone_jax.training import optimiser, packing, places, step
+from metastone_jax.training import state as state_lib
 from tests import quick
 from tests.model import naive
 from tests.training import trajectories
@@ -90,7 +92,7 @@ def test_a_length_that_cannot_be_split_is_named():
 
 
 def test_hidden_states_stay_on_their_devices(monkeypatch):
-  """No program gathers a (B, T, D) array: only keys, values and parameters.
+  """No program moves a (B, T, D) array: only keys, values and parameters.
 
   Heads run in several chunks; chunks cut across devices would gather all.
   """
@@ -100,7 +102,9 @@ def test_hidden_states_stay_on_their_devices(monkeypatch):
   )
   sharder = trajectories.mesh(fsdp=2, sequence=4)
   rows = _padded('grpo', 'float32', 32)
-  B, T, D = len(rows['tokens_BT']), rows['tokens_BT'].shape[1], mconfig.width
+  state = state_lib.abstract_state(
+    mconfig, optimiser.OptimiserConfig(), sharder
+  )
   program = jax.jit(
     functools.partial(
       step.gradient,
@@ -110,20 +114,19 @@ def test_hidden_states_stay_on_their_devices(monkeypatch):
     )
   )
   compiled = program.lower(
-    trajectories.params('float32', mconfig), sharder.put_batch(rows), SEED, STEP
+    state['params'], sharder.put_batch(rows), SEED, STEP
   ).compile()
-  gathers = re.findall(
-    r'= (?:\()?\w+\[([\d,]*)\].* all-gather', compiled.as_text()
+  found = re.findall(
+    r'= \(?\w+\[([\d,]*)\].* (all-gather|all-to-all|all-reduce|'
+    r'reduce-scatter|collective-permute)(?:-start)?\(',
+    compiled.as_text(),
   )
-  assert gathers
-  local = B // 2
+  assert {'all-gather', 'all-reduce'} <= {kind for _, kind in found}
+  local, T = len(rows['tokens_BT']) // 2, rows['tokens_BT'].shape[1]
   keys = local * T * mconfig.num_kv_heads * mconfig.head_width
-  parameters = max(
-    x.size for x in jax.tree.leaves(trajectories.params('float32', mconfig))
-  )
-  sizes = [int(np.prod([int(n) for n in s.split(',') if n])) for s in gathers]
-  print(sorted(set(gathers)), keys, parameters)
-  assert max(sizes) <= max(keys, parameters) < local * T * D
+  parameters = max(x.size for x in jax.tree.leaves(state['params']))
+  largest = max(math.prod(map(int, s.split(','))) for s, _ in found if s)
+  assert largest <= max(keys, parameters) < local * T * mconfig.width
 
 
 def test_splash_packed_and_split_is_the_plain_update():
