@@ -131,6 +131,13 @@ class RowPlan:
     return self.phase.samples_per_prompt if self.phase.shared_prompt else 1
 
   @property
+  def what(self) -> str:
+    """What a row is, for messages."""
+    if self.phase.packed_length:
+      return 'packed rows'
+    return 'rows of a problem' if self.phase.shared_prompt else 'sequences'
+
+  @property
   def rows_per_microbatch(self) -> int:
     """Rows of one forward and backward pass."""
     phase = self.phase

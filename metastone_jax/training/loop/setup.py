@@ -88,11 +88,12 @@ class Setup:
     sharder = Sharder.of(mesh)
     rows = mesh.shape['data'] * mesh.shape['fsdp']
     for phase in recipe.phases:
-      piece = RowPlan.of(phase, data, sharder).rows_per_microbatch
+      plan = RowPlan.of(phase, data, sharder)
+      piece = plan.rows_per_microbatch
       if piece % rows:
         raise UserError(
-          f'phases.{phase.name}: {piece} rows a micro-batch do not divide '
-          f'over the {rows} devices of mesh axes data x fsdp; change '
+          f'phases.{phase.name}: {piece} {plan.what} a micro-batch do not '
+          f'divide over the {rows} devices of mesh axes data x fsdp; change '
           'sequences_per_microbatch or mesh'
         )
     draw = recipe.sampling
