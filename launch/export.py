@@ -34,6 +34,7 @@ _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace --out.')
 
 def main() -> None:
   """Parses, restores, exports."""
+  cli.refuse_several('launch.export')
   if _CHECKPOINT.value is None or _OUT.value is None:
     raise UserError(
       '--checkpoint and --out are needed; for example --checkpoint=runs/tiny '

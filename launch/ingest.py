@@ -53,6 +53,7 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Of a fresh score head.')
 
 def main() -> None:
   """Parses, loads, saves."""
+  cli.refuse_several('launch.ingest')
   if _SOURCE.value is None or _OUT.value is None:
     raise UserError(
       '--source and --out are needed; for example --source=Qwen3-32B '

@@ -67,6 +67,7 @@ def _data_options(pretrained: Pretrained) -> dict:
 
 def main() -> None:
   """Parses, loads, draws, prints."""
+  cli.refuse_several('launch.sample')
   if _CHECKPOINT.value is None or _QUESTION.value is None:
     raise UserError(
       '--checkpoint and --question are needed; --help shows an example'

@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import cli
+from metastone_jax.parallel import distributed
 from metastone_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -45,7 +46,8 @@ def main() -> None:
     step=_STEP.value,
     resume_from_last_good=_LAST_GOOD.value,
   )
-  print(f'report: {path}')
+  if distributed.is_primary():
+    print(f'report: {path}')
 
 
 if __name__ == '__main__':

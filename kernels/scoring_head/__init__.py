@@ -1,3 +1,4 @@
 """The SPRM score head: Linear -> ReLU -> Dropout -> Linear, one logit."""
 
+from kernels.scoring_head.op import Split as Split
 from kernels.scoring_head.op import scoring_head as scoring_head

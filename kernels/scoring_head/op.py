@@ -4,22 +4,36 @@ One implementation so far: `xla`, the reference over chunks of positions, each
 recomputed in the backward pass, so the 2D-wide activations of a long sequence
 never exist. All positions are scored, not only the marks: that is under 1 % of
 the backbone's arithmetic from 1.5B parameters up and needs no gather and no
-limit on the number of marks.
-
-Where the length is split over devices, a chunk is a piece of every device's
-part: cut in the order of the places it would lie on one device, and each step
-would first move it to all others.
+limit on the number of marks. With a mesh every device scores its own
+positions with the whole (small) head.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from kernels.scoring_head import reference
 
-# Hidden activations alive on a device at a time: 2**24 elements.
+# Hidden activations of a device alive at a time: 2**24 elements.
 _HIDDEN_BUDGET = 2**24
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Mesh axes over which the arrays are split.
+
+  Attributes:
+    mesh: the mesh.
+    batch: axes of B.
+    length: axes of T.
+  """
+
+  mesh: Mesh
+  batch: tuple[str, ...] = ()
+  length: tuple[str, ...] = ()
 
 
 def scoring_head(
@@ -33,7 +47,7 @@ def scoring_head(
   seed: jax.Array | None = None,
   row_B: jax.Array | None = None,
   position_BT: jax.Array | None = None,
-  shards: tuple[int, int] = (1, 1),
+  split: Split | None = None,
 ) -> jax.Array:
   """Step logits z of SPEC section 1, at every position.
 
@@ -48,55 +62,73 @@ def scoring_head(
     row_B: uint32 global number of each row's sequence, needed with `seed`; or
       of each place's, (B, T), where rows hold several.
     position_BT: position of each place in its sequence; None = its place.
-    shards: devices over which B and T are split; the second divides T.
+    split: mesh axes; None = one device.
 
   Returns:
     (B, T) logits, float32 or better.
   """
   B, T, _ = feature_BTD.shape
-  E = hidden_kernel_DE.shape[1]
-  head = functools.partial(
-    reference.scoring_head,
-    hidden_kernel_DE=hidden_kernel_DE,
-    hidden_bias_E=hidden_bias_E,
-    output_kernel_E1=output_kernel_E1,
-    output_bias_1=output_bias_1,
-    dropout_rate=dropout_rate,
-    seed=seed,
+  weights = (hidden_kernel_DE, hidden_bias_E, output_kernel_E1, output_bias_1)
+  dropout = seed is not None and dropout_rate > 0
+  # Arguments without a dropout are never read.
+  if not dropout:
+    seed, row_B, position_BT = jnp.uint32(0), jnp.zeros((B,), jnp.uint32), None
+  if position_BT is None:
+    position_BT = jnp.arange(T)
+  row, position = (
+    jnp.broadcast_to(jnp.asarray(x, jnp.uint32), (B, T))
+    for x in (row_B[:, None] if row_B.ndim == 1 else row_B, position_BT)
   )
-  row = position = None
-  if seed is not None and dropout_rate > 0:
-    row = jnp.asarray(row_B, jnp.uint32)
-    if row.ndim == 1:
-      row = row[:, None]
-    row = jnp.broadcast_to(row, (B, T))
-    position = jnp.arange(T) if position_BT is None else position_BT
-    position = jnp.broadcast_to(position.astype(jnp.uint32), (B, T))
-  local_rows = -(-B // shards[0])
-  n = shards[1]
-  chunk = max(1, _HIDDEN_BUDGET // (local_rows * E))
-  if chunk >= T // n:
-    return head(feature_BTD, row=row, position=position)
-  chunks = -(-T // (n * chunk))
+  local = functools.partial(_local, dropout_rate=dropout_rate * dropout)
+  if split is not None:
+    batch, length = (axes or None for axes in (split.batch, split.length))
+    whole = PartitionSpec()
+    local = jax.shard_map(
+      local,
+      mesh=split.mesh,
+      in_specs=(
+        PartitionSpec(batch, length, None),
+        (whole,) * 4,
+        whole,
+        PartitionSpec(batch, length),
+        PartitionSpec(batch, length),
+      ),
+      out_specs=PartitionSpec(batch, length),
+      check_vma=False,
+    )
+  return local(
+    feature_BTD, weights, jnp.asarray(seed, jnp.uint32), row, position
+  )
+
+
+def _local(feature_BTD, weights, seed, row_BT, position_BT, *, dropout_rate):
+  """The positions of one device, in chunks."""
+  B, T, _ = feature_BTD.shape
+
+  def head(feature, row, position):
+    return reference.scoring_head(
+      feature,
+      *weights,
+      dropout_rate=dropout_rate,
+      seed=seed,
+      row=row,
+      position=position,
+    )
+
+  chunk = max(1, _HIDDEN_BUDGET // (B * weights[0].shape[1]))
+  if chunk >= T:
+    return head(feature_BTD, row_BT, position_BT)
+  chunks = -(-T // chunk)
+  pad = chunks * chunk - T
 
   def cut(x):
-    """(B, T, ...) -> (chunks, B, n x chunk, ...)."""
-    if x is None:
-      return None
-    rest = x.shape[2:]
-    x = x.reshape(B, n, T // n, *rest)
-    pads = [(0, 0), (0, 0), (0, chunks * chunk - T // n)]
-    x = jnp.pad(x, pads + [(0, 0)] * len(rest))
-    x = x.reshape(B, n, chunks, chunk, *rest)
-    return jnp.moveaxis(x, 2, 0).reshape(chunks, B, n * chunk, *rest)
+    x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(B, chunks, chunk, *x.shape[2:]), 1, 0)
 
-  body = jax.checkpoint(
-    lambda x, row, position: head(x, row=row, position=position)
-  )
+  body = jax.checkpoint(head)
   _, logit = jax.lax.scan(
     lambda carry, x: (carry, body(*x)),
     None,
-    (cut(feature_BTD), cut(row), cut(position)),
+    (cut(feature_BTD), cut(row_BT), cut(position_BT)),
   )
-  logit = jnp.moveaxis(logit.reshape(chunks, B, n, chunk), 0, 2)
-  return logit.reshape(B, n, -1)[:, :, : T // n].reshape(B, T)
+  return jnp.moveaxis(logit, 0, 1).reshape(B, -1)[:, :T]

@@ -1,211 +1,196 @@
-"""Token log-prob and entropy in chunks of positions, with a custom gradient.
+"""Token log-prob and entropy in chunks of tokens, forward and backward.
 
-Only one chunk of logits (B x chunk x V) exists at a time, forward and
-backward: the backward pass recomputes a chunk's logits from the hidden states
-instead of keeping them. The batch axis is never merged with the length, so a
-batch sharded over devices stays where it is; of a length split over `shards`
-devices a chunk takes the same share of each device's part, so its hidden
-states stay there too; with the vocabulary sharded the compiler combines the
-partial max and sums.
+Only one chunk of logits (chunk x V) exists at a time: the backward pass makes
+a chunk's logits again from the hidden states instead of keeping them. The two
+functions here run on one device's tokens and its columns of the vocabulary;
+with the vocabulary split (`axes`), each device keeps its own maximum and sums
+and they are combined once, after the last chunk.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
-
-
-def _chunked(x_BT: jax.Array, chunk: int, shards: int, fill=0) -> jax.Array:
-  """(B, T, ...) -> (T / (s chunk), B, s chunk, ...), padding T / s."""
-  B, T, *rest = x_BT.shape
-  x = x_BT.reshape(B, shards, T // shards, *rest)
-  pad = -(T // shards) % chunk
-  pads = ((0, 0), (0, 0), (0, pad)) + ((0, 0),) * len(rest)
-  x = jnp.pad(x, pads, constant_values=fill)
-  x = x.reshape(B, shards, -1, chunk, *rest)
-  x = jnp.moveaxis(x, 2, 0)
-  return x.reshape(len(x), B, shards * chunk, *rest)
-
-
-def _chunked_temperature(temperature, length, chunk, shards):
-  """Of each chunk; what is one a row, (B, 1), stays so."""
-  if temperature.shape[1] > 1:
-    return _chunked(temperature, chunk, shards, fill=1)
-  N = -(-length // (shards * chunk))
-  return jnp.broadcast_to(temperature, (N, *temperature.shape))
-
-
-def _unchunked(x_NBt: jax.Array, length: int, shards: int) -> jax.Array:
-  """The inverse of `_chunked`."""
-  N, B, _, *rest = x_NBt.shape
-  x = jnp.moveaxis(x_NBt.reshape(N, B, shards, -1, *rest), 0, 2)
-  x = x.reshape(B, shards, -1, *rest)[:, :, : length // shards]
-  return x.reshape(B, length, *rest)
-
 
 # Finite: a probability of 0 times minus infinity would be NaN.
 NEVER_A_TOKEN = -1e30
 
 
-def mask_padding(logits: jax.Array, vocab_size: int) -> jax.Array:
-  """Columns from `vocab_size` on become NEVER_A_TOKEN: (..., V) -> (..., V)."""
-  V = logits.shape[-1]
-  if V == vocab_size:
-    return logits
-  return jnp.where(jnp.arange(V) < vocab_size, logits, NEVER_A_TOKEN)
+def mask_padding(logits: jax.Array, vocab_size: int, first=0) -> jax.Array:
+  """Columns from `vocab_size` on become NEVER_A_TOKEN: (..., V) -> (..., V).
 
-
-def _logits(hidden, kernel, temperature, vocab_size):
-  acc = jnp.promote_types(hidden.dtype, jnp.float32)
-  logits = jnp.einsum('BtD,DV->BtV', hidden, kernel, preferred_element_type=acc)
-  logits = logits / temperature[:, :, None].astype(acc)
-  return mask_padding(logits, vocab_size)
-
-
-def _is_target(target, vocab):
-  # A comparison, not a gather: it fuses into the reduction and needs no
-  # communication beyond a sum when the vocabulary is sharded.
-  return jax.lax.broadcasted_iota(
-    target.dtype, target.shape + (vocab,), target.ndim
-  ) == jnp.expand_dims(target, -1)
-
-
-def _forward_chunk(hidden, kernel, target, temperature, vocab_size):
-  logits = _logits(hidden, kernel, temperature, vocab_size)
-  log_z = jax.nn.logsumexp(logits, axis=-1)
-  taken = jnp.sum(
-    jnp.where(_is_target(target, logits.shape[-1]), logits, 0), axis=-1
-  )
-  # H = log Z - sum_v p_v l_v, from the same pass over the logits.
-  mean = jnp.sum(jnp.exp(logits - log_z[..., None]) * logits, axis=-1)
-  return taken - log_z, log_z - mean, log_z
-
-
-def _backward_chunk(
-  hidden,
-  kernel,
-  target,
-  log_z,
-  entropy,
-  d_log_prob,
-  d_entropy,
-  temperature,
-  vocab_size,
-):
-  logits = _logits(hidden, kernel, temperature, vocab_size)
-  log_p = logits - log_z[..., None]
-  p = jnp.exp(log_p)
-  # d log p_target / d l_v = [v = target] - p_v
-  # d H / d l_v = -p_v (log p_v + H)
-  d_logits = -p * (
-    d_log_prob[..., None] + d_entropy[..., None] * (log_p + entropy[..., None])
-  )
-  d_logits += jnp.where(
-    _is_target(target, logits.shape[-1]), d_log_prob[..., None], 0
-  )
-  d_logits = d_logits / temperature[:, :, None].astype(d_logits.dtype)
-  d_logits = d_logits.astype(hidden.dtype)
-  d_hidden = jnp.einsum('BtV,DV->BtD', d_logits, kernel)
-  acc = jnp.promote_types(hidden.dtype, jnp.float32)
-  d_kernel = jnp.einsum(
-    'BtD,BtV->DV', hidden, d_logits, preferred_element_type=acc
-  )
-  return d_hidden, d_kernel
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def token_log_prob(
-  hidden_BTD, kernel_DV, target_BT, temperature, chunk, vocab_size, shards
-):
-  """Chunked form of `op.token_log_prob`: `chunk` places of each shard.
-
-  The temperature is (B, 1) or (B, T).
+  Args:
+    logits: columns [first, first + V) of the vocabulary.
+    vocab_size: columns from here on are padding; None = there is none.
+    first: column that these logits start at.
   """
-  (log_prob, entropy), _ = _fwd(
-    hidden_BTD, kernel_DV, target_BT, temperature, chunk, vocab_size, shards
+  if vocab_size is None:
+    return logits
+  V = logits.shape[-1]
+  if isinstance(first, int) and first + V <= vocab_size:
+    return logits
+  return jnp.where(first + jnp.arange(V) < vocab_size, logits, NEVER_A_TOKEN)
+
+
+def _first_column(kernel_DV, axes):
+  return jax.lax.axis_index(axes) * kernel_DV.shape[1] if axes else 0
+
+
+def _logits(hidden_nD, kernel_DV, temperature_n, vocab_size, first):
+  acc = jnp.promote_types(hidden_nD.dtype, jnp.float32)
+  logits = jnp.einsum(
+    'nD,DV->nV', hidden_nD, kernel_DV, preferred_element_type=acc
   )
-  return log_prob, entropy
+  logits = logits / temperature_n[:, None].astype(acc)
+  return mask_padding(logits, vocab_size, first)
 
 
-def _fwd(
-  hidden_BTD, kernel_DV, target_BT, temperature, chunk, vocab_size, shards
-):
-  T = target_BT.shape[1]
-  if chunk >= T // shards:
-    log_prob, entropy, log_z = _forward_chunk(
-      hidden_BTD, kernel_DV, target_BT, temperature, vocab_size
-    )
-  else:
-    _, (log_prob, entropy, log_z) = jax.lax.scan(
-      lambda carry, x: (
-        carry,
-        _forward_chunk(x[0], kernel_DV, x[1], x[2], vocab_size),
-      ),
-      None,
-      (
-        _chunked(hidden_BTD, chunk, shards),
-        _chunked(target_BT, chunk, shards),
-        _chunked_temperature(temperature, T, chunk, shards),
-      ),
-    )
-    log_prob, entropy, log_z = (
-      _unchunked(x, T, shards) for x in (log_prob, entropy, log_z)
-    )
-  residuals = (
-    hidden_BTD,
-    kernel_DV,
-    target_BT,
-    temperature,
-    log_z,
-    entropy,
+def _is_target(target_n, width, first):
+  # A comparison, not a gather: it fuses into the reduction, and a target in
+  # another device's columns is simply nowhere.
+  return first + jnp.arange(width, dtype=target_n.dtype) == target_n[:, None]
+
+
+def _over_chunks(body, carry, arrays, chunk, zero_filled=()):
+  """Scans body over pieces of `chunk` tokens; outputs cut to N again.
+
+  The last piece is filled up by repetition, which divides by no 0; the arrays
+  `zero_filled` (gradients, which are summed over tokens) by zeros.
+  """
+  N = arrays[0].shape[0]
+  if chunk >= N:
+    return body(carry, (*arrays, *zero_filled))
+  pieces = -(-N // chunk)
+
+  def cut(x, mode):
+    pads = ((0, pieces * chunk - N),) + ((0, 0),) * (x.ndim - 1)
+    return jnp.pad(x, pads, mode=mode).reshape(pieces, chunk, *x.shape[1:])
+
+  cut_arrays = [cut(x, 'edge') for x in arrays]
+  cut_arrays += [cut(x, 'constant') for x in zero_filled]
+  carry, out = jax.lax.scan(body, carry, tuple(cut_arrays))
+  return carry, jax.tree.map(
+    lambda x: x.reshape(pieces * chunk, *x.shape[2:])[:N], out
   )
-  return (log_prob, entropy), residuals
 
 
-def _bwd(chunk, vocab_size, shards, residuals, cotangents):
-  hidden_BTD, kernel_DV, target_BT, temperature, log_z, entropy = residuals
-  d_log_prob, d_entropy = cotangents
-  T = target_BT.shape[1]
-  if chunk >= T // shards:
-    d_hidden, d_kernel = _backward_chunk(
-      hidden_BTD,
-      kernel_DV,
-      target_BT,
-      log_z,
-      entropy,
-      d_log_prob,
-      d_entropy,
-      temperature,
-      vocab_size,
+def forward(
+  hidden_ND: jax.Array,
+  kernel_DV: jax.Array,
+  target_N: jax.Array,
+  temperature_N: jax.Array,
+  *,
+  chunk: int,
+  vocab_size: int | None,
+  axes: tuple[str, ...] = (),
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Log-prob, entropy and log-normaliser of N tokens, (N,) each, nats.
+
+  Args:
+    hidden_ND: final hidden states of this device's tokens.
+    kernel_DV: its columns of the language-model head.
+    target_N: int32, the tokens taken.
+    temperature_N: logits are divided by it.
+    chunk: tokens whose logits exist at a time.
+    vocab_size: columns of the whole head from here on are padding.
+    axes: mesh axes that split the vocabulary; call inside shard_map.
+  """
+  first = _first_column(kernel_DV, axes)
+
+  def body(carry, x):
+    hidden, target, temperature = x
+    logits = _logits(hidden, kernel_DV, temperature, vocab_size, first)
+    top = jnp.max(logits, axis=-1)
+    weight = jnp.exp(logits - top[:, None])
+    taken = jnp.sum(
+      jnp.where(_is_target(target, logits.shape[-1], first), logits, 0), -1
     )
-  else:
-
-    def body(d_kernel, x):
-      hidden, target, *rest = x
-      d_hidden, d_chunk = _backward_chunk(
-        hidden, kernel_DV, target, *rest, vocab_size
-      )
-      return d_kernel + d_chunk, d_hidden
-
-    acc = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
-    d_kernel, d_hidden = jax.lax.scan(
-      body,
-      jnp.zeros(kernel_DV.shape, acc),
-      tuple(
-        _chunked(x, chunk, shards)
-        for x in (
-          hidden_BTD,
-          target_BT,
-          log_z,
-          entropy,
-          d_log_prob,
-          d_entropy,
-        )
-      )
-      + (_chunked_temperature(temperature, T, chunk, shards),),
+    return carry, (
+      top,
+      jnp.sum(weight, axis=-1),
+      jnp.sum(weight * logits, axis=-1),
+      taken,
     )
-    d_hidden = _unchunked(d_hidden, T, shards)
-  return d_hidden, d_kernel.astype(kernel_DV.dtype), None, None
+
+  _, (top, total, mean, taken) = _over_chunks(
+    body, None, (hidden_ND, target_N, temperature_N), chunk
+  )
+  if axes:
+    own = top
+    top = jax.lax.pmax(own, axes)
+    scale = jnp.exp(own - top)
+    total, mean, taken = jax.lax.psum(
+      (total * scale, mean * scale, taken), axes
+    )
+  log_z = top + jnp.log(total)
+  # H = log Z - sum_v p_v l_v, from the same pass over the logits.
+  return taken - log_z, log_z - mean / total, log_z
 
 
-token_log_prob.defvjp(_fwd, _bwd)
+def backward(
+  hidden_ND: jax.Array,
+  kernel_DV: jax.Array,
+  target_N: jax.Array,
+  temperature_N: jax.Array,
+  log_z_N: jax.Array,
+  entropy_N: jax.Array,
+  d_log_prob_N: jax.Array,
+  d_entropy_N: jax.Array,
+  *,
+  chunk: int,
+  vocab_size: int | None,
+  axes: tuple[str, ...] = (),
+) -> tuple[jax.Array, jax.Array]:
+  """The gradients: d_hidden_ND (over the whole vocabulary), d_kernel_DV.
+
+  Args:
+    hidden_ND, kernel_DV, target_N, temperature_N: as in `forward`.
+    log_z_N, entropy_N: its results.
+    d_log_prob_N, d_entropy_N: gradients of the loss in its results.
+    chunk, vocab_size, axes: as in `forward`.
+
+  Returns:
+    d_hidden in its dtype; d_kernel of THIS device's tokens and columns,
+    float32 or better.
+  """
+  first = _first_column(kernel_DV, axes)
+  acc = jnp.promote_types(hidden_ND.dtype, jnp.float32)
+
+  def body(d_kernel, x):
+    hidden, target, temperature, log_z, entropy, d_log_prob, d_entropy = x
+    logits = _logits(hidden, kernel_DV, temperature, vocab_size, first)
+    log_p = logits - log_z[:, None]
+    # d log p_target / d l_v = [v = target] - p_v
+    # d H / d l_v = -p_v (log p_v + H)
+    d_logits = -jnp.exp(log_p) * (
+      d_log_prob[:, None] + d_entropy[:, None] * (log_p + entropy[:, None])
+    )
+    d_logits += jnp.where(
+      _is_target(target, logits.shape[-1], first), d_log_prob[:, None], 0
+    )
+    d_logits = d_logits / temperature[:, None].astype(d_logits.dtype)
+    d_logits = d_logits.astype(hidden.dtype)
+    d_hidden = jnp.einsum('nV,DV->nD', d_logits, kernel_DV)
+    d_chunk = jnp.einsum(
+      'nD,nV->DV', hidden, d_logits, preferred_element_type=acc
+    )
+    return d_chunk if d_kernel is None else d_kernel + d_chunk, d_hidden
+
+  # One chunk needs no accumulator.
+  start = None
+  if chunk < hidden_ND.shape[0]:
+    start = jnp.zeros(kernel_DV.shape, acc)
+  d_kernel, d_hidden = _over_chunks(
+    body,
+    start,
+    (
+      hidden_ND,
+      target_N,
+      temperature_N,
+      log_z_N,
+      entropy_N,
+    ),
+    chunk,
+    zero_filled=(d_log_prob_N, d_entropy_N),
+  )
+  if axes:
+    d_hidden = jax.lax.psum(d_hidden, axes)
+  return d_hidden, d_kernel

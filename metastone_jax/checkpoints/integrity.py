@@ -62,9 +62,11 @@ def hash_file(path: epath.Path) -> FileInfo:
   return {'size': size, 'sha256': digest.hexdigest()}
 
 
-def hash_files(step_dir: epath.Path) -> dict[str, FileInfo]:
-  """Returns `hash_file` of every file below `step_dir`, by relative path."""
-  names = list_files(step_dir)
+def hash_files(
+  step_dir: epath.Path, names: Iterable[str]
+) -> dict[str, FileInfo]:
+  """Returns `hash_file` of files below `step_dir`, by relative path."""
+  names = list(names)
   with futures.ThreadPoolExecutor(_HASH_THREADS) as pool:
     infos = pool.map(lambda name: hash_file(step_dir / name), names)
     return dict(zip(names, infos, strict=True))

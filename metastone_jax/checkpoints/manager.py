@@ -14,7 +14,9 @@ Contract:
 - One step number is one state. Saving a step again replaces it; saving a step
   removes those with larger numbers, which belong to an abandoned continuation.
 - With several processes every method is called by all of them, over a shared
-  directory; process 0 alone writes records and removes steps.
+  directory; process 0 alone writes records and removes steps, and decides what
+  depends on the state of the disk. Files are hashed and verified by all, each
+  its share. Waits have limits, and their errors name the hosts that are late.
 
 Round trips are bit-equal for every dtype, whatever the sharding.
 """
@@ -29,10 +31,10 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 
 from metastone_jax.checkpoints import integrity, orbax_io, trees
 from metastone_jax.errors import UserError
+from metastone_jax.parallel import distributed
 from metastone_jax.telemetry import files as files_lib
 
 PyTree = Any
@@ -83,12 +85,13 @@ class CheckpointManager:
     if read_only and not root.exists():
       raise UserError(f'there is no checkpoint directory {root}')
 
-    self._primary = jax.process_index() == 0
+    self._primary = distributed.is_primary()
     if not read_only and self._primary:
       root.mkdir(parents=True, exist_ok=True)
       self._clean_up()
-    self._barrier('open')
-    self._warn_of_unrecorded()
+    distributed.barrier('checkpoints open')
+    if self._primary:
+      self._warn_of_unrecorded()
     self._io = orbax_io.OrbaxIO(root, read_only=read_only)
 
   @property
@@ -174,24 +177,26 @@ class CheckpointManager:
     # it would have to remove the finished one first. Compared as text: NaN is
     # not equal to itself.
     fingerprint = (step, json.dumps(extra, sort_keys=True))
-    if fingerprint == self._last_saved and self.latest_step() == step:
+    again = fingerprint == self._last_saved and self.latest_step() == step
+    if distributed.from_primary('checkpoint saved already', again):
       logging.info('step %d is already saved in %s', step, self._root)
       return
     self._last_saved = None
 
-    self._check_space(step, leaves)  # on every process, so that all stop
+    problem = self._primary and self._space_problem(step, leaves)
+    if problem := distributed.from_primary('checkpoint space', problem):
+      raise UserError(problem)
     if self._primary:
       self._records.mark(step, 'saving')
       if self.step_dir(step).exists():
         logging.warning('replacing the checkpoint %s', self.step_dir(step))
         self.step_dir(step).rmtree()
-    self._barrier(f'save {step}')
+    distributed.barrier(f'checkpoint {step} begins')
     self._io.start_write(step, leaves, extra)
     arrays = {name: trees.describe(leaf) for name, leaf in leaves.items()}
     self._last_saved = fingerprint
     if wait:
       self._finish(step, arrays)
-      self._barrier(f'saved {step}')
       return
 
     def finish() -> None:
@@ -284,7 +289,7 @@ class CheckpointManager:
     read = self._io.read_arrays(step, wanted, partial=partial)
     if treedef is None:
       return trees.nest(read), extra, step
-    leaves = [_as_asked(read[name], leaf) for name, leaf in wanted.items()]
+    leaves = [trees.as_asked(read[name], leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(treedef, leaves), extra, step
 
   # Below: private.
@@ -292,22 +297,19 @@ class CheckpointManager:
   def _name(self, step: int) -> str:
     return f'checkpoint step {step} ({self.step_dir(step)})'
 
-  def _check_space(self, step: int, leaves: Mapping[str, Any]) -> None:
-    """Refuses what cannot fit, before the first byte."""
+  def _space_problem(self, step: int, leaves: Mapping[str, Any]) -> str | None:
+    """Says of what cannot fit, before the first byte, that it does not."""
     if files_lib.is_remote(self._root):
-      return
+      return None
     needed = sum(leaf.nbytes for leaf in leaves.values())
     free = shutil.disk_usage(self._root).free
-    if needed > free:
-      raise UserError(
-        f'the disk of {self._root} is too full for step {step}: it needs '
-        f'{needed / 1e9:.3f} GB and {free / 1e9:.3f} GB are free; the '
-        'checkpoints there are untouched: free space or write elsewhere'
-      )
-
-  def _barrier(self, name: str) -> None:
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices(f'checkpoints: {name}')
+    if needed <= free:
+      return None
+    return (
+      f'the disk of {self._root} is too full for step {step}: it needs '
+      f'{needed / 1e9:.3f} GB and {free / 1e9:.3f} GB are free; the '
+      'checkpoints there are untouched: free space or write elsewhere'
+    )
 
   def _complete_steps(self) -> list[int]:
     """Steps that were completed, oldest first, damaged ones included.
@@ -326,13 +328,10 @@ class CheckpointManager:
     record = self._records.read(step)
     if record is None or record['state'] != 'complete':
       return f'its record {self._records.path(step)} cannot be read'
-    names = sorted(record['files'])[jax.process_index() :: jax.process_count()]
+    names = _share(sorted(record['files']))
     damage = integrity.find_damage(self.step_dir(step), record['files'], names)
-    if jax.process_count() > 1:
-      flags = multihost_utils.process_allgather(np.array(damage is not None))
-      if damage is None and flags.any():
-        damage = f'see the message of process {int(np.argmax(flags))}'
-    return damage
+    found = distributed.gather(f'checkpoint {step} verified', damage)
+    return next((text for text in found if text), None)
 
   def _choose(self, step: int | None, fallback: bool) -> int:
     """Returns the verified step to read; raises UserError as restore()."""
@@ -378,14 +377,27 @@ class CheckpointManager:
     try:
       self._io.finish_write()
     except (OSError, ValueError) as error:  # ValueError: tensorstore's
-      text = ' '.join(str(error).split())
+      # The reason stands last, after the names of arrays and files.
+      text = ' '.join(str(error).split()).split(' [source locations')[0]
       raise UserError(
-        f'{self._name(step)} could not be written: {text[:300]}; the earlier '
-        'checkpoints stand'
+        f'{self._name(step)} could not be written: {text[:90]} ... '
+        f'{text[-200:]}; the earlier checkpoints stand: free space, or write '
+        'elsewhere'
       ) from error
-    if not self._primary:
-      return
-    files = integrity.hash_files(self.step_dir(step))
+    # Every process has written and sees what all have written.
+    distributed.barrier(f'checkpoint {step} written')
+    names = _share(integrity.list_files(self.step_dir(step)))
+    shares = distributed.gather(
+      f'checkpoint {step} hashed',
+      integrity.hash_files(self.step_dir(step), names),
+    )
+    if self._primary:
+      files = {name: info for share in shares for name, info in share.items()}
+      self._complete(step, dict(sorted(files.items())), arrays)
+    distributed.barrier(f'checkpoint {step} complete')
+
+  def _complete(self, step: int, files, arrays) -> None:
+    """Writes the record of a step, then removes what is not kept."""
     self._records.complete(step, files, arrays)
     steps = self._complete_steps()
     abandoned = [other for other in steps if other > step]
@@ -413,7 +425,7 @@ class CheckpointManager:
 
   def _clean_up(self) -> None:
     """Removes what killed saves and removals have left behind."""
-    for child in self._root.iterdir():
+    for child in files_lib.children(self._root):
       if orbax_io.TEMPORARY in child.name and child.is_dir():
         child.rmtree()
     self._records.remove_temporary()
@@ -424,7 +436,7 @@ class CheckpointManager:
         self._remove(step)
 
   def _warn_of_unrecorded(self) -> None:
-    for child in self._root.iterdir():
+    for child in files_lib.children(self._root):
       if child.name.isdigit() and self._records.read(int(child.name)) is None:
         logging.warning(
           'ignoring %s: it has no integrity record, so it is incomplete or '
@@ -434,6 +446,6 @@ class CheckpointManager:
         )
 
 
-def _as_asked(array: Any, leaf: Any) -> Any:
-  """Returns a Python number where the abstract state has one."""
-  return array if hasattr(leaf, 'dtype') else type(leaf)(array.item())
+def _share(names: list[str]) -> list[str]:
+  """This process's part of the files."""
+  return names[jax.process_index() :: jax.process_count()]

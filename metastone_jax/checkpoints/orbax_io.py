@@ -24,10 +24,13 @@ TEMPORARY = '.orbax-checkpoint-tmp'
 def _quiet_orbax(record: py_logging.LogRecord) -> bool:
   """Log filter: keeps everything but orbax's own chatter below WARNING.
 
-  That a reader opens a folder read-only is no warning either.
+  That a reader opens a folder read-only is no warning either. What its threads
+  log with a traceback they raise as well: `finish_write` reports it, once.
   """
   if '/orbax/' not in record.pathname.replace('\\', '/'):
     return True
+  if record.exc_info:
+    return False
   text = str(record.msg)
   read_only = 'read_only=True' in text or 'is read only' in text
   return record.levelno >= py_logging.WARNING and not read_only
@@ -68,7 +71,8 @@ class OrbaxIO:
         lightweight_initialize=True,
       ),
       item_handlers={
-        'state': ocp.PyTreeCheckpointHandler(),
+        # Weights hardly compress, and trying costs most of a save's time.
+        'state': ocp.PyTreeCheckpointHandler(use_compression=False),
         'extra': ocp.JsonCheckpointHandler(),
       },
     )
@@ -142,7 +146,10 @@ class OrbaxIO:
       if not item.size:
         arrays[name] = np.zeros(item.shape, item.dtype)
         if isinstance(args[name], ocp.ArrayRestoreArgs):
-          arrays[name] = jax.device_put(arrays[name], args[name].sharding)
+          empty = arrays[name]
+          arrays[name] = jax.make_array_from_callback(
+            empty.shape, args[name].sharding, lambda i, empty=empty: empty[i]
+          )
     return arrays
 
   def close(self) -> None:

@@ -155,3 +155,8 @@ def check_fits(
       f'{where} has a parameter {unknown[0]} that this config does not use: '
       f'the checkpoint was written with another config; {hint}'
     )
+
+
+def as_asked(array: Any, leaf: Any) -> Any:
+  """Returns a Python number where the abstract state has one."""
+  return array if hasattr(leaf, 'dtype') else type(leaf)(array.item())

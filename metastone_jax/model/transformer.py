@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kernels import scoring_head as head_lib
+from kernels import token_log_prob as log_prob_lib
 from kernels.attention import PLAIN, Layout
-from kernels.scoring_head import scoring_head
-from kernels.token_log_prob import mask_padding
 from metastone_jax.model.config import ModelConfig
 from metastone_jax.model.layers import (
   RESIDUAL,
@@ -185,20 +185,62 @@ class ReflectiveModel(nnx.Module):
     seed: jax.Array | None = None,
     row_B: jax.Array | None = None,
     position_BT: jax.Array | None = None,
-    shards: tuple[int, int] = (1, 1),
+    sharder: Sharder | None = None,
   ) -> jax.Array:
     """Step logits z at every position, (B, T); dropout only with a seed.
 
     See `kernels.scoring_head`.
     """
-    return scoring_head(
+    split = None
+    if sharder is not None and sharder.mesh is not None:
+      split = head_lib.Split(
+        sharder.mesh,
+        *sharder.mesh_axes(RESIDUAL[:2], feature_BTD.shape[:2]),
+      )
+    return head_lib.scoring_head(
       feature_BTD,
       *self.score_head.weights(self.config.dtype),
       dropout_rate=self.config.score_dropout,
       seed=seed,
       row_B=row_B,
       position_BT=position_BT,
-      shards=shards,
+      split=split,
+    )
+
+  def token_log_prob(
+    self,
+    hidden_BTD: jax.Array,
+    target_BT: jax.Array,
+    *,
+    temperature: jax.Array,
+    sharder: Sharder,
+    chunk: int | None = None,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Log-probs of the targets and entropies, (B, T) each, in nats.
+
+    Args:
+      hidden_BTD: final hidden states.
+      target_BT: int32, the token taken after each position.
+      temperature: logits are divided by it, (B,) or (B, T).
+      sharder: activation shardings.
+      chunk: see `kernels.token_log_prob`.
+    """
+    kernel_DV = self.policy_kernel_DV()
+    split = None
+    if sharder.mesh is not None:
+      batch, length = sharder.mesh_axes(('batch', 'length'), target_BT.shape)
+      embed, vocabulary = sharder.mesh_axes(
+        ('embed', 'vocabulary'), kernel_DV.shape
+      )
+      split = log_prob_lib.Split(sharder.mesh, batch, length, embed, vocabulary)
+    return log_prob_lib.token_log_prob(
+      hidden_BTD,
+      kernel_DV,
+      target_BT,
+      temperature=temperature,
+      chunk=chunk,
+      vocab_size=self.config.vocab_size,
+      split=split,
     )
 
   def logits(self, hidden: jax.Array) -> jax.Array:
@@ -213,7 +255,7 @@ class ReflectiveModel(nnx.Module):
       self.policy_kernel_DV(),
       preferred_element_type=acc,
     )
-    return mask_padding(logits, self.config.vocab_size)
+    return log_prob_lib.mask_padding(logits, self.config.vocab_size)
 
   def prefill(
     self,

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # logical axis -> mesh axes, in the order they are tried.
@@ -103,13 +104,34 @@ class Sharder:
       lambda x, names: self.sharding(names, x.shape), abstract, axes
     )
 
+  def row_sharding(self, shape: Sequence[int]) -> NamedSharding | None:
+    """Of an array of rows: split over 'batch', else whole."""
+    return self.sharding(('batch',) + (None,) * (len(shape) - 1), shape)
+
   def put_batch(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Copies host arrays to the devices, rows split over 'batch'."""
-    if self.mesh is None:
-      return {name: jax.device_put(x) for name, x in batch.items()}
+    """Copies host arrays to the devices, rows split over 'batch'.
+
+    With several processes each gives the whole batch, and only its devices'
+    part is copied.
+    """
     return {
-      name: jax.device_put(
-        x, self.sharding(('batch',) + (None,) * (x.ndim - 1), x.shape)
-      )
+      name: self._put(x, self.row_sharding(x.shape))
       for name, x in batch.items()
     }
+
+  def put_replicated(self, tree: Any) -> Any:
+    """Copies host arrays that are the same everywhere to every device."""
+    return jax.tree.map(
+      lambda x: self._put(
+        np.asarray(x), self.sharding((None,) * np.ndim(x), np.shape(x))
+      ),
+      tree,
+    )
+
+  def _put(self, x: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
+    if sharding is None:
+      return jax.device_put(x)
+    if jax.process_count() == 1:
+      return jax.device_put(x, sharding)
+    # device_put would first compare x across all processes.
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])

@@ -44,6 +44,11 @@ def is_remote(path: epath.PathLike) -> bool:
   return '://' in os.fspath(path)
 
 
+def children(folder: epath.Path) -> list[epath.Path]:
+  """What is in a folder; a bucket has no empty ones, so nothing may be."""
+  return list(folder.iterdir()) if folder.exists() else []
+
+
 @contextlib.contextmanager
 def whole_folder(out: epath.PathLike, nothing: str):
   """A folder that appears whole or not at all; what is at `out` is replaced.

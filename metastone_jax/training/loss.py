@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from kernels.attention import PLAIN, Layout
-from kernels.token_log_prob import token_log_prob
 from metastone_jax import policy, sprm
 from metastone_jax.errors import UserError
 from metastone_jax.model import ModelConfig, Params, ReflectiveModel
 from metastone_jax.parallel import Sharder
-from metastone_jax.training.places import Batch, shards_of
+from metastone_jax.training.places import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +105,7 @@ def sequences_of(rows: Batch, config: UpdateConfig) -> dict:
 def forward(
   model: ReflectiveModel, rows: Batch, sharder: Sharder, layout: Layout
 ) -> tuple[jax.Array, jax.Array]:
-  """hidden_BTD and feature_BTD, as the heads take them: D on every device."""
+  """hidden_BTD and feature_BTD of a micro-batch."""
   hidden, feature, _ = model(
     rows['tokens_BT'],
     rows['position_BT'],
@@ -114,8 +113,7 @@ def forward(
     sharder=sharder,
     layout=layout,
   )
-  axes = ('batch', 'length', 'activation')
-  return sharder.constrain(hidden, *axes), sharder.constrain(feature, *axes)
+  return hidden, feature
 
 
 def loss_sums(
@@ -144,20 +142,17 @@ def loss_sums(
   """
   model = ReflectiveModel.bind(model_config, params)
   hidden, feature = forward(model, rows, sharder, layout)
-  shards = shards_of(rows['tokens_BT'], sharder)
   sequences = sequences_of(rows, config)
   loss = jnp.zeros((), jnp.promote_types(hidden.dtype, jnp.float32))
   sums: dict[str, jax.Array] = {}
   objective = config.objective
   if config.policy_coefficient or config.lm_coefficient:
-    log_prob_BT, entropy_BT = token_log_prob(
+    log_prob_BT, entropy_BT = model.token_log_prob(
       hidden,
-      model.policy_kernel_DV(),
       rows['target_BT'],
       temperature=one_a_row_or_token(rows, 'temperature'),
+      sharder=sharder,
       chunk=config.log_prob_chunk,
-      vocab_size=model_config.vocab_size,
-      shards=shards,
     )
   if config.policy_coefficient:
     mask_BT = rows['policy_mask_BT']
@@ -215,7 +210,7 @@ def loss_sums(
       seed=seed,
       row_B=one_a_row_or_token(rows, 'row'),
       position_BT=rows['position_BT'],
-      shards=shards,
+      sharder=sharder,
     )
     score_sum = sprm.step_loss_sum(
       step_logit_BT, one_a_row_or_token(rows, 'correct'), weight_BT

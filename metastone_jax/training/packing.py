@@ -1,8 +1,7 @@
 """Several trajectories a row: where each lies, and the fields moved there.
 
 Collected rows hold one trajectory each, padded to the longest allowed. Here
-they are laid out again, on the host, so that less of what is computed is
-padding:
+they are laid out again, so that less of what is computed is padding:
 
 - `pack`: rows of a longer fixed length, each with several whole trajectories,
   numbered from 1 in segment_BT; attention stays within a segment.
@@ -12,7 +11,7 @@ padding:
   prompt's last token is repeated because N different tokens follow it.
 
 Both give a `Placement`: which place of which trajectory lies at each place.
-`move` carries a batch's fields along, `move_back` brings results back. What
+`lay_out` carries a batch's fields along, `back` brings results back. What
 was one a row becomes one a place, `name_B` -> `name_BT`; sequence_BT numbers
 the trajectories of a row from 1.
 
@@ -22,7 +21,9 @@ that hold nothing and that the update does not run (training.places.num_used).
 """
 
 import dataclasses
+import functools
 
+import jax
 import numpy as np
 
 Rows = dict[str, np.ndarray]
@@ -32,6 +33,11 @@ Rows = dict[str, np.ndarray]
 MAX_SEQUENCES = 64
 
 
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=('row_BT', 'place_BT', 'used_BT', 'sequence_BT'),
+  meta_fields=('segmented',),
+)
 @dataclasses.dataclass(frozen=True)
 class Placement:
   """Where the places of trajectories lie in other rows.
@@ -189,34 +195,53 @@ def move(rows: Rows, placement: Placement, xp=np) -> Rows:
     moved[name if x.ndim > 1 else f'{name}T'] = xp.where(
       placement.used_BT, token, xp.asarray(fill, x.dtype)
     )
-  moved['sequence_BT'] = placement.sequence_BT.copy()
+  moved['sequence_BT'] = placement.sequence_BT
   if placement.segmented:
-    moved['segment_BT'] = placement.sequence_BT.copy()
+    moved['segment_BT'] = placement.sequence_BT
   return moved
 
 
-def move_back(
-  value_BT: np.ndarray, placement: Placement, shape: tuple[int, int]
-) -> np.ndarray:
+def move_back(value_BT, placement: Placement, shape: tuple[int, int], xp=np):
   """Results at the trajectories' own places; 0 where none lies.
 
   Args:
     value_BT: at the new places.
     placement: of the trajectories.
     shape: (B, T) of the trajectories' rows.
+    xp: numpy, or jax.numpy inside a program.
   """
   used = placement.used_BT
-  out = np.zeros(shape, value_BT.dtype)
-  out[placement.row_BT[used], placement.place_BT[used]] = value_BT[used]
-  return out
+  if xp is np:
+    out = np.zeros(shape, value_BT.dtype)
+    out[placement.row_BT[used], placement.place_BT[used]] = value_BT[used]
+    return out
+  row_BT = xp.where(used, placement.row_BT, shape[0])  # beyond: dropped
+  out = xp.zeros(shape, value_BT.dtype)
+  return out.at[row_BT, placement.place_BT].set(value_BT, mode='drop')
 
 
-def pad_places(rows: Rows, multiple: int) -> Rows:
-  """Rows with padding added up to a multiple of so many places."""
+def lay_out(rows: Rows, placement: Placement | None, multiple: int, xp=np):
+  """Rows of one trajectory as the rows that are computed.
+
+  Args:
+    rows: fields of a batch.
+    placement: of the trajectories; None = a row each.
+    multiple: these rows are padded to a multiple of so many places.
+    xp: numpy, or jax.numpy inside a program.
+  """
+  if placement is not None:
+    return move(rows, placement, xp)
   extra = -rows['tokens_BT'].shape[1] % multiple
   if not extra:
     return rows
   return {
-    name: np.pad(x, ((0, 0), (0, extra))) if x.ndim > 1 else x
+    name: xp.pad(x, ((0, 0), (0, extra))) if x.ndim > 1 else x
     for name, x in rows.items()
   }
+
+
+def back(value_BT, placement: Placement | None, shape: tuple[int, int], xp=np):
+  """A result of rows of `lay_out` as rows of one trajectory: the inverse."""
+  if placement is None:
+    return value_BT[:, : shape[1]]
+  return move_back(value_BT, placement, shape, xp)

@@ -74,17 +74,6 @@ def restore(x_BT: jax.Array, layout: Layout) -> jax.Array:
   return x_BT[:, place_T.argsort()]
 
 
-def shards_of(tokens_BT: jax.Array, sharder: Sharder) -> tuple[int, int]:
-  """Devices over which the rows and the places of a (micro-)batch are split."""
-  if sharder.mesh is None:
-    return 1, 1
-  rows, length = (
-    math.prod(sharder.mesh.shape[name] for name in names)
-    for names in sharder.mesh_axes(('batch', 'length'), tokens_BT.shape)
-  )
-  return rows, length
-
-
 def check_rows(batch: Batch, count: int) -> None:
   """Raises UserError unless the rows divide into `count` micro-batches."""
   rows = batch['tokens_BT'].shape[0]

@@ -38,7 +38,6 @@ import jax
 import jax.numpy as jnp
 
 from kernels.attention import PLAIN, Layout
-from kernels.token_log_prob import token_log_prob
 from metastone_jax import policy, sprm
 from metastone_jax.model import ModelConfig, Params, ReflectiveModel
 from metastone_jax.parallel import Sharder
@@ -121,20 +120,17 @@ def _stored_log_prob_pass(
 
   def one(rows):
     hidden, feature = forward(model, rows, sharder, layout)
-    shards = places.shards_of(rows['tokens_BT'], sharder)
     out = {}
     if with_log_prob:
-      out['log_prob_BT'], out['entropy_BT'] = token_log_prob(
+      out['log_prob_BT'], out['entropy_BT'] = model.token_log_prob(
         hidden,
-        model.policy_kernel_DV(),
         rows['target_BT'],
         temperature=one_a_row_or_token(rows, 'temperature'),
+        sharder=sharder,
         chunk=log_prob_chunk,
-        vocab_size=model_config.vocab_size,
-        shards=shards,
       )
     if with_step_logit:
-      out['step_logit_BT'] = model.score(feature, shards=shards)
+      out['step_logit_BT'] = model.score(feature, sharder=sharder)
     return out
 
   if num_micro_batches == 1:

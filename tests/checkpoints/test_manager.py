@@ -3,6 +3,7 @@
 import collections
 import json
 import logging
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -398,3 +399,20 @@ def test_a_full_disk_is_refused_before_the_first_byte(tmp_path, monkeypatch):
       saver.save(2, state, {})
     assert saver.good_steps() == [1]
     assert not saver.step_dir(2).exists()
+
+
+def test_a_disk_that_fills_while_writing_is_one_error(tmp_path):
+  """The kernel refuses the bytes themselves; the step before stands."""
+  rng = np.random.default_rng(0)
+  with CheckpointManager(tmp_path) as saver:
+    saver.save(1, {'a': jnp.arange(3.0)}, {}, wait=True)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, limits[1]))
+    try:
+      with pytest.raises(UserError, match=r'step 2 .*too large.*stand: free'):
+        state = {'a': jnp.asarray(rng.normal(size=2**18))}
+        saver.save(2, state, {}, wait=True)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert saver.latest_step() == 1
+    assert saver.good_steps() == [1]

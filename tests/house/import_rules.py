@@ -43,6 +43,7 @@ ROOMS = {
   'scaling': {'evaluation'},
 }
 ROOMS['training.loop'] = set(ROOMS)
+ROOMS['compile_check'] = set(ROOMS)
 ROOMS['launch'] = set(ROOMS)
 ROOMS['configs'] = set()
 

@@ -160,6 +160,7 @@ def test_the_wheel_holds_the_code_and_nothing_else(repo_root, wheel):
   folder = repo_root / 'metastone_jax' / 'data' / 'tiny_tokenizer'
   files = {p.relative_to(repo_root).as_posix() for p in folder.glob('*')}
   assert {n for n in names if '/tiny_tokenizer/' in n} == files
+  assert {'launch/pods/restart.sh', 'launch/pods/Dockerfile'} <= set(names)
 
 
 def test_the_wheel_says_what_it_is(repo_root, wheel):

@@ -155,3 +155,45 @@ def test_bfloat16_gives_float32_logits():
   assert got.dtype == jnp.float32
   want = _numpy(*(np.asarray(x, np.float64) for x in args))
   np.testing.assert_allclose(got, want, atol=0.2)
+
+
+@pytest.mark.parametrize('budget', [2**24, 100])
+def test_split_over_devices_is_one_device(budget, monkeypatch):
+  """Values and gradients, dropout on, rows and positions split."""
+  monkeypatch.setattr(op, '_HIDDEN_BUDGET', budget)
+  rng = np.random.default_rng(0)
+  D, E = 6, 12
+  args = (
+    rng.normal(size=(4, 8, D)),
+    rng.normal(size=(D, E)),
+    rng.normal(size=E),
+    rng.normal(size=(E, 1)),
+    rng.normal(size=1),
+  )
+  weight = rng.normal(size=(4, 8))
+  mesh = jax.sharding.Mesh(
+    np.array(jax.devices()[:8]).reshape(2, 2, 2),
+    ('fsdp', 'sequence', 'tensor'),
+    axis_types=(jax.sharding.AxisType.Auto,) * 3,
+  )
+
+  def gradients(split):
+    def loss(*args):
+      logit = op.scoring_head(
+        *args,
+        dropout_rate=0.5,
+        seed=jnp.uint32(5),
+        row_B=jnp.arange(4, dtype=jnp.uint32),
+        split=split,
+      )
+      return jnp.sum(weight * logit), logit
+
+    program = jax.jit(jax.grad(loss, tuple(range(5)), has_aux=True))
+    return jax.tree.leaves(program(*map(jnp.asarray, args)))
+
+  with jax.enable_x64(True):
+    want = gradients(None)
+    for length in (('sequence', 'tensor'), ('sequence',)):
+      got = gradients(op.Split(mesh, ('fsdp',), length))
+      for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-10, atol=1e-12)

@@ -3,7 +3,8 @@ r"""`launch.train`, saying through a pipe what it is doing.
   WATCH_FD=5 python -m tests.launch.watched FLAGS OF LAUNCH.TRAIN
 
 One line an event, written before the event happens: `phase NAME`,
-`status rollout`, `status update`, `status ` (neither), `saving STEP` and
+`status rollout`, `status update`, `status ` (neither), `saving STEP`,
+`writing STEP` (in every process of a job, the other two in process 0) and
 `saved STEP`. Nothing else differs from `python -m launch.train`, so a killed
 run can be continued with that command.
 """
@@ -12,7 +13,7 @@ import functools
 import os
 import runpy
 
-from metastone_jax.checkpoints import integrity
+from metastone_jax.checkpoints import integrity, orbax_io
 from metastone_jax.telemetry import Progress
 
 
@@ -49,5 +50,6 @@ if __name__ == '__main__':
     'mark',
     lambda step, state: f'saving {step}' if state == 'saving' else None,
   )
+  watch(orbax_io.OrbaxIO, 'start_write', lambda step, *_: f'writing {step}')
   watch(integrity.Records, 'complete', lambda step, *_: f'saved {step}')
   runpy.run_module('launch.train', run_name='__main__', alter_sys=True)

@@ -28,7 +28,9 @@ from tests.training.batches import (
 
 def _padded(objective, dtype, multiple):
   rows = trajectories.make_rows(objective, dtype)
-  return packing.pad_places(trajectories.without_prompt_length(rows), multiple)
+  return packing.lay_out(
+    trajectories.without_prompt_length(rows), None, multiple
+  )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,9 @@
-"""One rollout of the policy: problems in, training rows and metrics out."""
+"""One rollout of the policy: problems in, training rows and metrics out.
+
+Each host draws, verifies and assembles its own problems; a group never spans
+hosts. Metrics are of all of them: computed by every host from the few numbers
+a row that it needs of the others, in the order of one process.
+"""
 
 import dataclasses
 
@@ -7,6 +12,7 @@ import numpy as np
 
 from metastone_jax import policy, sprm
 from metastone_jax.data import assemble_rows
+from metastone_jax.parallel import distributed
 from metastone_jax.sampling import Rollout
 from metastone_jax.tasks import score_responses
 from metastone_jax.telemetry import Stopwatch
@@ -21,14 +27,18 @@ class Collected:
   """Host arrays of one rollout, B = P x N rows, group-major.
 
   Attributes:
-    rows: fields of a training batch (see training.step), all of the rollout.
-    metrics: reward/*, score/*, rollout/* of the step.
-    tokens: response tokens drawn.
+    rows: fields of a training batch (see training.step), this host's.
+    metrics: reward/*, score/*, rollout/* of the step, over all hosts.
+    tokens: response tokens drawn, by all hosts.
+    row_length_B: tokens of every row, prompt included, of all hosts.
+    prompt_length_B: of its prompt.
   """
 
   rows: Rows
   metrics: dict[str, float]
   tokens: int
+  row_length_B: np.ndarray
+  prompt_length_B: np.ndarray
 
 
 def base_rows(
@@ -59,16 +69,21 @@ def demonstration_rows(batch: dict[str, np.ndarray], first_row: int) -> Rows:
   return rows
 
 
-def join_rows(parts: list[Rows]) -> Rows:
-  """Stacks rows of different kinds; a field that one lacks is 0 there."""
+def join_rows(parts: list[Rows], xp=np) -> Rows:
+  """Stacks rows of different kinds; a field that one lacks is 0 there.
+
+  Args:
+    parts: the rows.
+    xp: numpy or jax.numpy, as the rows are.
+  """
   names = {name: part[name] for part in parts for name in part}
   joined = {}
   for name, example in names.items():
-    joined[name] = np.concatenate(
+    joined[name] = xp.concatenate(
       [
         part[name]
         if name in part
-        else np.zeros(
+        else xp.zeros(
           (len(part['tokens_BT']),) + example.shape[1:], example.dtype
         )
         for part in parts
@@ -91,36 +106,83 @@ def collect(
   Args:
     setup: of the run.
     sampler: `setup.sampler(setup.train_sampling)`.
-    params: current parameters.
+    params: current parameters, on the mesh of all devices.
     phase: batch words and objective.
-    problem_batch: from `ProblemDataset.batch_at`.
-    first_draw: global index of the first problem; fixes the randomness.
+    problem_batch: from `ProblemDataset.batch_at`, this host's problems.
+    first_draw: global index of their first; fixes the randomness.
     watch: gets time/rollout and time/verify.
 
   Returns:
     Rows and metrics.
   """
   problems, prompt_PS, length_P = problem_batch
-  P, N = len(problems), phase.samples_per_prompt
+  candidate_N = np.arange(phase.samples_per_prompt, dtype=np.int32)
   with watch('rollout'):
-    drawn: Rollout = jax.device_get(
-      sampler(
-        params,
-        *jax.device_put(
-          (
-            prompt_PS,
-            length_P,
-            np.int32(setup.recipe.seed),
-            ((np.arange(P) + first_draw) % 2**31).astype(np.int32),
-            np.arange(N, dtype=np.int32),
-          )
-        ),
-      )
+    drawn = draw_in_waves(
+      setup,
+      sampler,
+      setup.decode_params(params),
+      prompt_PS,
+      length_P,
+      ((np.arange(len(problems)) + first_draw) % 2**31).astype(np.int32),
+      candidate_N,
     )
   with watch('verify'):
     return _assemble(
       setup, phase, problems, prompt_PS, length_P, drawn, first_draw
     )
+
+
+def draw_in_waves(
+  setup: Setup,
+  sampler,
+  params,
+  prompt_PS: np.ndarray,
+  length_P: np.ndarray,
+  draw_P: np.ndarray,
+  candidate_N: np.ndarray,
+) -> Rollout:
+  """Draws so many problems a call as fit, one program for all calls.
+
+  The last wave is filled up with repetitions of its last problem, dropped
+  again: a draw depends on nothing but its own problem.
+
+  Args:
+    setup: of the run.
+    sampler: the program.
+    params: from `setup.decode_params`.
+    prompt_PS: P prompts.
+    length_P: their tokens.
+    draw_P: their global indices.
+    candidate_N: candidate numbers.
+
+  Returns:
+    P x N responses, as host arrays.
+  """
+  P = len(draw_P)
+  size = setup.wave(P)
+  waves = []
+  for first in range(0, P, size):
+    index = np.minimum(np.arange(first, first + size), P - 1)
+    waves.append(
+      jax.device_get(
+        sampler(
+          params,
+          *jax.device_put(
+            (
+              prompt_PS[index],
+              length_P[index],
+              np.int32(setup.recipe.seed),
+              draw_P[index],
+              candidate_N,
+            )
+          ),
+        )
+      )
+    )
+  if len(waves) == 1:
+    return waves[0]
+  return jax.tree.map(lambda *parts: np.concatenate(parts)[:P], *waves)
 
 
 def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
@@ -172,8 +234,8 @@ def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
 
   forced_BT = on_rows(drawn.forced_PNR, bool)
   policy_mask_BT = response_BT & ~forced_BT
-  zero_variance = policy.zero_variance_groups(shaped_B, group_B)
   if phase.drop_zero_variance:
+    zero_variance = policy.zero_variance_groups(shaped_B, group_B)
     policy_mask_BT &= ~zero_variance.mask_B[:, None]
   rows |= {
     'temperature_B': np.full(
@@ -187,18 +249,51 @@ def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
     'correct_B': correct_B,
     'score_weight_B': scores.score_weight_B,
   }
-  if phase.shared_prompt:
-    rows['prompt_length_B'] = prompt_length_B
-  score_B = drawn.score_PN.reshape(B).astype(np.float64)
+  names = sorted(setup.recipe.data.tasks)
+  found = distributed.all_gather(
+    {
+      'reward': reward_B,
+      'shaped': shaped_B,
+      'finished': finished_B,
+      'parsed': scores.parsed_B,
+      'correct': correct_B,
+      'length': length_B,
+      'row_length': prompt_length_B + length_B,
+      'prompt_length': prompt_length_B,
+      'marks': drawn.step_mask_PNR.sum(-1).reshape(B),
+      'score': drawn.score_PN.reshape(B).astype(np.float64),
+      'task': np.repeat([names.index(p.task) for p in problems], N),
+    }
+  )
+  return Collected(
+    rows,
+    _metrics(found, N, names),
+    int(found['length'].sum()),
+    found['row_length'],
+    found['prompt_length'],
+  )
+
+
+def _metrics(
+  found: dict[str, np.ndarray], samples: int, names: list[str]
+) -> dict[str, float]:
+  """reward/*, score/*, rollout/* from the numbers of all rows of a step."""
+  reward_B, score_B, correct_B = (
+    found[name] for name in ('reward', 'score', 'correct')
+  )
+  groups = len(reward_B) // samples
+  zero_variance = policy.zero_variance_groups(
+    found['shaped'], np.repeat(np.arange(groups), samples)
+  )
   metrics = {
     'reward/mean': float(reward_B.mean()),
     'reward/zero_variance_groups': float(zero_variance.fraction),
-    'rollout/truncated': float(1 - finished_B.mean()),
-    'rollout/unparsed': float(1 - scores.parsed_B.mean()),
-    'rollout/response_length': float(length_B.mean()),
-    'rollout/marks': float(drawn.step_mask_PNR.sum(-1).mean()),
+    'rollout/truncated': float(1 - found['finished'].mean()),
+    'rollout/unparsed': float(1 - found['parsed'].mean()),
+    'rollout/response_length': float(found['length'].mean()),
+    'rollout/marks': float(found['marks'].mean()),
     'score/auc_within': sprm.auc_within(
-      score_B.reshape(P, N), correct_B.reshape(P, N)
+      score_B.reshape(groups, samples), correct_B.reshape(groups, samples)
     ),
     'score/auc_across': sprm.auc(score_B, correct_B),
     'score/gap': sprm.score_gap(score_B, correct_B),
@@ -207,7 +302,7 @@ def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
     if chosen.any():
       metrics[f'score/mean_{name}'] = float(score_B[chosen].mean())
       metrics[f'score/std_{name}'] = float(score_B[chosen].std())
-  task_B = np.repeat([problem.task for problem in problems], N)
-  for task in sorted(set(task_B)):
-    metrics[f'reward/{task}'] = float(reward_B[task_B == task].mean())
-  return Collected(rows, metrics, int(length_B.sum()))
+  for task in sorted(set(found['task'])):
+    chosen = found['task'] == task
+    metrics[f'reward/{names[task]}'] = float(reward_B[chosen].mean())
+  return metrics

@@ -3,10 +3,14 @@
 The draws of candidate n to held-out problem i depend on (seed, i, n) only, so
 a larger evaluation contains the smaller one, on any machine and after any
 restart. Pieces have the shape of a training rollout, whose program is reused.
+With several processes each draws and verifies a contiguous share of the
+problems on its own devices, and all get all results.
 """
 
 import dataclasses
+import json
 import time
+import zlib
 from collections.abc import Callable
 
 import jax
@@ -14,6 +18,7 @@ import numpy as np
 
 from metastone_jax.errors import UserError
 from metastone_jax.evaluation import EvaluationSamples
+from metastone_jax.parallel import distributed
 from metastone_jax.tasks import Problem, build_mixture, score_responses
 from metastone_jax.training.loop.setup import Setup
 
@@ -89,14 +94,7 @@ class Evaluator:
     progress: Callable[[int, int], None] = lambda done, total: None,
   ) -> EvaluationSamples:
     """As `draw`, without the responses themselves."""
-    samples, _ = self.draw(
-      params,
-      task,
-      num_problems=num_problems,
-      num_samples=num_samples,
-      progress=progress,
-    )
-    return samples
+    return self._draw(params, task, num_problems, num_samples, progress)[0]
 
   def draw(
     self,
@@ -125,6 +123,29 @@ class Evaluator:
     Raises:
       UserError: fewer than 1 problem or sample, or an unknown task.
     """
+    samples, texts, ids, seconds = self._draw(
+      params, task, num_problems, num_samples, progress
+    )
+    responses = _gather_json([texts, ids if keep_token_ids else None])
+    texts_PN = np.empty((num_problems, num_samples), object)
+    all_ids = []
+    first = 0
+    for some_texts, some_ids in responses:
+      for p, row in enumerate(some_texts):
+        texts_PN[first + p] = [self.setup.chat.without_end(x) for x in row]
+      first += len(some_texts)
+      all_ids += some_ids or []
+    return samples, Responses(
+      tuple(self.batch(task, num_problems)[0]),
+      texts_PN,
+      [[np.array(x, np.int32) for x in row] for row in all_ids]
+      if keep_token_ids
+      else None,
+      seconds,
+    )
+
+  def _draw(self, params, task, num_problems, num_samples, progress):
+    """(samples of all; texts, token ids of this host's problems; seconds)."""
     if num_problems < 1 or num_samples < 1:
       raise UserError(
         f'an evaluation needs at least 1 problem and 1 sample, got '
@@ -137,21 +158,30 @@ class Evaluator:
       )
     problems, prompt_PS, length_P = self.batch(task, num_problems)
     P, N = self.problems_per_call, self.samples_per_call
-    shape = (num_problems, num_samples)
-    result = {
-      'scores_PN': np.zeros(shape),
-      'correct_PN': np.zeros(shape, bool),
-      'finished_PN': np.zeros(shape, bool),
-      'tokens_PN': np.zeros(shape, np.int64),
+    hosts = self.setup.hosts
+    # Every host has the same number of rows, the last ones perhaps too many.
+    most = -(-num_problems // hosts.count)
+    first_own = min(hosts.index * most, num_problems)
+    own = min(most, num_problems - first_own)
+    shape = (most, num_samples)
+    found = {
+      'scores': np.zeros(shape),
+      'finished': np.zeros(shape, bool),
+      'tokens': np.zeros(shape, np.int64),
+      'correct': np.zeros(shape, bool),
+      'answers': np.full(shape, -1, np.int32),
     }
     started = time.monotonic()
-    texts = np.empty(shape, object)
-    token_ids = [[None] * num_samples for _ in range(num_problems)]
+    texts = [[''] * num_samples for _ in range(own)]
+    ids = [[None] * num_samples for _ in range(own)]
     done = 0
-    for first in range(0, num_problems, P):
+    params = self.setup.decode_params(params)
+    for first in range(0, most, P):
       # The last piece is filled up with repetitions, dropped again below.
-      index_P = np.minimum(np.arange(first, first + P), num_problems - 1)
-      keep = min(P, num_problems - first)
+      index_P = np.minimum(
+        first_own + np.arange(first, first + P), num_problems - 1
+      )
+      keep = max(0, min(P, own - first))
       for start in range(0, num_samples, N):
         width = min(N, num_samples - start)
         drawn = jax.device_get(
@@ -169,42 +199,57 @@ class Evaluator:
           )
         )
         rows = slice(first, first + keep), slice(start, start + width)
-        result['scores_PN'][rows] = drawn.score_PN[:keep, :width]
-        result['finished_PN'][rows] = drawn.finished_PN[:keep, :width]
-        result['tokens_PN'][rows] = drawn.length_PN[:keep, :width]
+        found['scores'][rows] = drawn.score_PN[:keep, :width]
+        found['finished'][rows] = drawn.finished_PN[:keep, :width]
+        found['tokens'][rows] = drawn.length_PN[:keep, :width]
         decoded = self.setup.tokenizer.decode_rows(
-          drawn.token_PNR[:keep, :width].reshape(keep * width, -1),
+          drawn.token_PNR[:keep, :width].reshape(
+            keep * width, drawn.token_PNR.shape[-1]
+          ),
           drawn.length_PN[:keep, :width].reshape(-1),
         )
-        texts[rows] = np.array(decoded, object).reshape(keep, width)
-        if keep_token_ids:
-          for p in range(keep):
-            for n in range(width):
-              token_ids[first + p][start + n] = drawn.token_PNR[
-                p, n, : drawn.length_PN[p, n]
-              ].copy()
-        done += keep * width
-        progress(done, num_problems * num_samples)
+        for p, n in np.ndindex(keep, width):
+          texts[first + p][start + n] = decoded[p * width + n]
+          ids[first + p][start + n] = drawn.token_PNR[
+            p, n, : drawn.length_PN[p, n]
+          ].copy()
+        done += keep * width * hosts.count
+        total = num_problems * num_samples
+        progress(min(done, total), total)
     seconds = time.monotonic() - started
     # Verified together: answer ids must agree over all samples of a problem.
+    finished = found['finished'][:own]
     scores = score_responses(
       self.setup.mixture.tasks,
-      problems,
-      [self.setup.chat.canonical(text) for text in texts.reshape(-1)],
-      result['finished_PN'].reshape(-1),
+      problems[first_own : first_own + own],
+      [self.setup.chat.canonical(text) for row in texts for text in row],
+      finished.reshape(-1),
     )
     # A truncated response is wrong, whatever its text (SPEC 5).
-    result['correct_PN'] = (scores.reward_B.reshape(shape) > 0.5) & result[
-      'finished_PN'
-    ]
+    found['correct'][:own] = (
+      scores.reward_B.reshape(finished.shape) > 0.5
+    ) & finished
+    found['answers'][:own] = scores.answer_id_B.reshape(finished.shape)
+    found = distributed.all_gather(found)
     samples = EvaluationSamples(
       task=task,
-      answers_PN=scores.answer_id_B.reshape(shape),
       problem_ids=[problem.id for problem in problems],
-      **result,
+      **{f'{name}_PN': x[:num_problems] for name, x in found.items()},
     )
-    for place, text in np.ndenumerate(texts):
-      texts[place] = self.setup.chat.without_end(text)
-    return samples, Responses(
-      tuple(problems), texts, token_ids if keep_token_ids else None, seconds
-    )
+    return samples, texts, ids, seconds
+
+
+def _gather_json(value) -> list:
+  """A JSON value (arrays as lists) of every host, by host."""
+  if not distributed.several():
+    return [value]
+  text = json.dumps(value, default=lambda x: x.tolist())
+  packed = np.frombuffer(zlib.compress(text.encode()), np.uint8)
+  sizes = distributed.all_gather(np.array([len(packed)]))
+  padded = np.zeros(max(sizes), np.uint8)
+  padded[: len(packed)] = packed
+  pieces = distributed.all_gather(padded).reshape(len(sizes), -1)
+  return [
+    json.loads(zlib.decompress(piece[:size].tobytes()))
+    for piece, size in zip(pieces, sizes, strict=True)
+  ]

@@ -25,7 +25,7 @@ def step_flops(setup: Setup, phase: PhaseConfig) -> float:
   """
   T = setup.total_length
   forward = setup.model_config.forward_flops
-  rows = RowPlan.of(phase, setup.recipe.data, setup.sharder)
+  rows = setup.row_plan(phase)
   trained = rows.num_rows(phase.rows_per_update) * rows.length
   trained *= phase.updates_per_rollout
   drawn = phase.rollouts_per_step * setup.recipe.data.max_response_length
@@ -107,7 +107,7 @@ def describe(setup: Setup) -> str:
         f'{phase.rollouts_per_step} responses, key/value cache '
         f'{cache_bytes(setup, phase.rollouts_per_step) / 1e9:.3f} GB'
       )
-    rows = RowPlan.of(phase, recipe.data, setup.sharder)
+    rows = setup.row_plan(phase)
     pieces = rows.num_micro_batches
     per_update = phase.rollouts_per_step // phase.updates_per_rollout
     lines.append(

@@ -8,57 +8,9 @@ from typing import Any
 from metastone_jax.errors import UserError
 from metastone_jax.model import ModelConfig, preset
 from metastone_jax.training.loop.convert import build, convert
+from metastone_jax.training.loop.recipe_data import DataConfig, DrawConfig
 from metastone_jax.training.loop.recipe_phase import PhaseConfig
 from metastone_jax.training.optimiser import OptimiserConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-  """Problems, demonstrations, lengths.
-
-  Attributes:
-    tasks: task name -> share of the problems.
-    task_options: task name -> its options.
-    tokenizer: 'tiny' (shipped), 'source' (that of model.source) or a folder
-      with a tokenizer.json or a SentencePiece tokenizer.model.
-    step_marks: texts that end a step; each must be one token.
-    think_tags: the two texts around the thinking, each one token; () = this
-      model has none and its whole response is judged; None = <think> and
-      </think> where the tokenizer has them.
-    instruction: appended to every question, e.g. how to give the answer.
-    system: a system message before every question; None = none.
-    seed: which problems exist; shared by all runs that are compared.
-    num_demonstrations: size of the ONE fixed set of supervised traces.
-    max_prompt_length: tokens.
-    max_response_length: tokens, thinking and answer.
-  """
-
-  tasks: Mapping[str, float]
-  task_options: Mapping[str, Mapping[str, Any]] = dataclasses.field(
-    default_factory=dict
-  )
-  tokenizer: str = 'tiny'
-  step_marks: tuple[str, ...] = ('.\n\n',)
-  think_tags: tuple[str, ...] | None = None
-  instruction: str = ''
-  system: str | None = None
-  seed: int = 0
-  num_demonstrations: int = 4096
-  max_prompt_length: int = 32
-  max_response_length: int = 48
-
-
-@dataclasses.dataclass(frozen=True)
-class DrawConfig:
-  """Training and evaluation draws (SPEC 4: no top-p in training)."""
-
-  temperature: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
-  evaluation_temperature: float = 1.0
-  evaluation_top_p: float = 1.0
-  aggregator: str = 'geometric'
-  released_selection: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +92,10 @@ class Recipe:
       of launch.ingest), and ModelConfig fields that differ.
     start_from: checkpoint folder whose parameters start the run ('' = fresh
       parameters); `start_from_step` names the step, -1 = the newest.
-    mesh: axis -> size; one may be -1.
+    mesh: axis -> size over all devices; one may be -1.
+    rollout_mesh: axis -> size over the devices of ONE host, on which each host
+      draws its own problems; dict(tensor=4) splits the weights over 4. Empty =
+      whole weights on each device, rows split.
     sinks: further metric sinks, 'tensorboard' and 'wandb'.
   """
 
@@ -158,6 +113,7 @@ class Recipe:
   mesh: Mapping[str, int] = dataclasses.field(
     default_factory=lambda: {'fsdp': -1}
   )
+  rollout_mesh: Mapping[str, int] = dataclasses.field(default_factory=dict)
   sinks: tuple[str, ...] = ()
 
   def __post_init__(self):

@@ -21,8 +21,9 @@ from kernels.attention import PLAIN, Layout
 from metastone_jax.errors import UserError
 from metastone_jax.parallel import Sharder
 from metastone_jax.training import packing, places
-from metastone_jax.training.loop.recipe import DataConfig, PhaseConfig
-from metastone_jax.training.packing import Placement, Rows
+from metastone_jax.training.loop.recipe_data import DataConfig
+from metastone_jax.training.loop.recipe_phase import PhaseConfig
+from metastone_jax.training.packing import Placement
 from metastone_jax.training.step import UpdateConfig
 
 # Kernels read the plane of queries and keys in squares of so many places ...
@@ -32,31 +33,8 @@ _WORTH_BLOCKS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Built:
-  """Rows of an update or of a log-prob pass, ready for the devices.
-
-  Attributes:
-    rows: fields of a batch.
-    placement: where the trajectories lie; None = a row each.
-    padding: share of the computed places that is padding.
-    shape: (B, T) of the trajectories' rows.
-  """
-
-  rows: Rows
-  placement: Placement | None
-  padding: float
-  shape: tuple[int, int]
-
-  def back(self, value_BT: np.ndarray) -> np.ndarray:
-    """A result of these rows, (B', T'), as rows of one trajectory: (B, T)."""
-    if self.placement is None:
-      return value_BT[:, : self.shape[1]]
-    return packing.move_back(value_BT, self.placement, self.shape)
-
-
-@dataclasses.dataclass(frozen=True)
 class RowPlan:
-  """The rows of one phase; everything but `build` is known before it starts.
+  """The rows of one phase; everything but `place` is known before it starts.
 
   Attributes:
     phase: the phase.
@@ -180,31 +158,37 @@ class RowPlan:
       sequences_per_row=self.sequences_per_row,
     )
 
-  def build(self, rows: Rows) -> Built:
-    """Collected rows, one trajectory each, as the rows that are computed.
+  def place(
+    self, length_B: np.ndarray, prompt_length_B: np.ndarray | None
+  ) -> Placement | None:
+    """Where trajectories lie in the rows that are computed.
 
     Args:
-      rows: fields of a batch; with shared prompts also prompt_length_B.
+      length_B: tokens of each.
+      prompt_length_B: of its prompt; only read with shared prompts.
+
+    Returns:
+      A placement for `packing.lay_out`; None = a row each.
     """
-    rows = dict(rows)
-    prompt_length_B = rows.pop('prompt_length_B', None)
-    length_B = np.count_nonzero(rows['segment_BT'], axis=1)
-    shape = rows['segment_BT'].shape
     if self.phase.packed_length:
-      placement = packing.pack(
+      return packing.pack(
         length_B,
         self.longest,
         self.phase.packed_length,
         self.rows_per_microbatch,
       )
-      padding = placement.padding(self.rows_per_microbatch)
-    elif self.phase.shared_prompt:
-      placement = packing.share_prompts(
+    if self.phase.shared_prompt:
+      return packing.share_prompts(
         length_B, prompt_length_B, self.phase.samples_per_prompt, *self._shared
       )
-      padding = placement.padding(len(placement.used_BT))
-    else:
-      rows = packing.pad_places(rows, self.multiple)
-      padding = 1 - float(length_B.sum()) / rows['segment_BT'].size
-      return Built(rows, None, padding, shape)
-    return Built(packing.move(rows, placement), placement, padding, shape)
+    return None
+
+  def padding(self, length_B: np.ndarray, placement: Placement | None) -> float:
+    """Share of padding in the places that an update computes."""
+    if placement is None:
+      return 1 - float(length_B.sum()) / (len(length_B) * self.length)
+    # All shared rows are run, of packed ones the micro-batches in use.
+    piece = len(placement.used_BT)
+    if placement.segmented:
+      piece = self.rows_per_microbatch
+    return placement.padding(piece)

@@ -23,13 +23,18 @@ from metastone_jax.checkpoints import (
 )
 from metastone_jax.data import DataPosition
 from metastone_jax.errors import UserError
+from metastone_jax.parallel import distributed
 from metastone_jax.training import optimiser
 from metastone_jax.training import state as state_lib
 from metastone_jax.training.loop import collect as collect_lib
 from metastone_jax.training.loop import folder, plan, programs
+from metastone_jax.training.loop.batches import (
+  RolloutRows,
+  count_tokens,
+  demonstration_batch,
+)
 from metastone_jax.training.loop.heldout import Evaluator
 from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
-from metastone_jax.training.loop.row_plan import RowPlan
 from metastone_jax.training.loop.schedule import learning_rates
 from metastone_jax.training.loop.setup import Setup
 from metastone_jax.training.loop.stages import Interrupted, Stages
@@ -49,7 +54,7 @@ class Run:
     self.recipe = recipe
     self.workdir = workdir
     self.progress = progress
-    self.stop = stop
+    self.stop = stop  # only asked through stop_requested()
     self.setup = Setup.build(recipe, workdir)
     self.sampler = self.setup.sampler(self.setup.train_sampling)
     self.demonstrations = None
@@ -63,9 +68,10 @@ class Run:
     self._start_params = None
     if not (workdir / 'config.json').exists():
       self._start_params = folder.start_params(self.setup, progress.status)
+    share = (widest.prompts_per_step or 64) // self.setup.hosts.count
     evaluator = Evaluator(
       self.setup,
-      problems_per_call=widest.prompts_per_step or 64,
+      problems_per_call=self.setup.wave(max(1, share)),
       samples_per_call=widest.samples_per_prompt,
       # The same draws as in training share their compiled program.
       sampler=self.sampler
@@ -77,7 +83,7 @@ class Run:
       workdir,
       sinks=recipe.sinks,
       config=folder.config_dict(recipe),
-      primary=jax.process_index() == 0,
+      primary=distributed.is_primary(),
     )
     self.manager = CheckpointManager(
       workdir / 'checkpoints',
@@ -86,9 +92,19 @@ class Run:
       config_path=workdir / 'config.json',
     )
     self.stages = Stages(
-      recipe, workdir, evaluator, self.writer, progress, stop
+      recipe, workdir, evaluator, self.writer, progress, self.stop_requested
     )
     self.seconds: dict[str, float] = {}
+
+  def stop_requested(self) -> str | None:
+    """The signal that any process has got; all get the same answer.
+
+    Asked at the same points by all: at the ends of steps, and between the
+    pieces of an evaluation.
+    """
+    return distributed.any_wish(
+      'stop', self.stop.signal_name if self.stop.requested else None
+    )
 
   # State.
 
@@ -96,7 +112,7 @@ class Run:
     """Step 0 of phase 0."""
     self.writer.restore(None)
     stale = self.workdir / 'evaluation'
-    if stale.exists():
+    if distributed.is_primary() and stale.exists():
       stale.rmtree()
     self.iteration = self.phase_index = self.phase_step = 0
     self.demonstration_position = None
@@ -163,36 +179,33 @@ class Run:
 
   def start_phase(self, phase: PhaseConfig) -> None:
     """New moments; the reference is the policy as the phase finds it."""
-    self.state['opt'] = jax.jit(
-      functools.partial(optimiser.init, self.recipe.optimiser)
-    )(self.state['params'])
+    shardings = None
     if self.setup.sharder.mesh is not None:
-      self.state = jax.device_put(self.state, self._shardings())
+      shardings = state_lib.state_shardings(
+        self.setup.model_config,
+        jax.eval_shape(lambda: self.state),
+        self.setup.sharder,
+      )['opt']
+    self.state['opt'] = jax.jit(
+      functools.partial(optimiser.init, self.recipe.optimiser),
+      out_shardings=shardings,
+    )(self.state['params'])
     self.reference = None
     if phase.policy_coefficient and phase.objective_config.kl_coefficient:
-      self.reference = jax.tree.map(jnp.copy, self.state['params'])
-
-  def _shardings(self):
-    return state_lib.state_shardings(
-      self.setup.model_config,
-      jax.eval_shape(lambda: self.state),
-      self.setup.sharder,
-    )
+      self.reference = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(
+        self.state['params']
+      )
 
   def programs(self, phase: PhaseConfig):
     """The update and log-prob programs of a phase."""
-    plan = self.row_plan(phase)
+    rows = self.setup.row_plan(phase)
     shapes = dict(
       model_config=self.setup.model_config, sharder=self.setup.sharder
     )
     return (
-      programs.update_program(plan, opt_config=self.recipe.optimiser, **shapes),
-      programs.log_prob_program(plan, **shapes),
+      programs.update_program(rows, opt_config=self.recipe.optimiser, **shapes),
+      programs.log_prob_program(rows, **shapes),
     )
-
-  def row_plan(self, phase: PhaseConfig) -> RowPlan:
-    """How the phase lays trajectories into rows."""
-    return RowPlan.of(phase, self.recipe.data, self.setup.sharder)
 
   def run_phase(self) -> None:
     """The rest of the current phase."""
@@ -222,56 +235,55 @@ class Run:
         self._write_pending()
         self.stages.small(self.state['params'], phase, self.iteration)
       due = self.iteration % self.recipe.checkpoint.every == 0
-      if due or self.stop.requested or self.phase_step == phase.steps:
+      stop = self.stop_requested()
+      if due or stop or self.phase_step == phase.steps:
         self._write_pending()
         name = f'phase_{phase.name}'
         now = time.monotonic()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - started
         started = now
         last = self.phase_step == phase.steps
-        self.save(wait=last or self.stop.requested)
-      if self.stop.requested:
-        raise Interrupted(self.stop.signal_name)
+        self.save(wait=last or stop is not None)
+      if stop:
+        raise Interrupted(stop)
 
   def one_step(self, phase, update, log_prob, watch):
     """One rollout and its updates, or one supervised update."""
     metrics: dict[str, float] = {}
     tokens = 0
-    collected = None
+    rows = None
     if phase.prompts_per_step:
       self.progress.status('rollout')
-      first = self.problems.global_index(self.problem_position)
+      share = self.setup.hosts.share(phase.prompts_per_step, 'prompts_per_step')
+      mine = self.problems.advance(self.problem_position, share.start)
       collected = collect_lib.collect(
         self.setup,
         self.sampler,
         self.state['params'],
         phase,
-        self.problems.batch_at(self.problem_position, phase.prompts_per_step),
-        first,
+        self.problems.batch_at(mine, share.stop - share.start),
+        self.problems.global_index(mine),
         watch,
       )
       self.problem_position = self.problems.advance(
         self.problem_position, phase.prompts_per_step
       )
       metrics |= collected.metrics
-      tokens += collected.tokens
-      rows = self.wanted_rows(phase, collected.rows, log_prob, watch)
+      tokens += collected.tokens + int(collected.row_length_B.sum())
+      rows = self.wanted_rows(phase, collected, log_prob, watch)
     rates = learning_rates(phase, self.phase_step)
-    device_rates = jax.device_put(
-      {name: np.float32(rate) for name, rate in rates.items()}
+    device_rates, seed = self.setup.sharder.put_replicated(
+      (
+        {name: np.float32(rate) for name, rate in rates.items()},
+        np.uint32(self.recipe.seed),
+      )
     )
-    seed = jax.device_put(np.uint32(self.recipe.seed))
     self.progress.status('update')
     device_metrics = []
-    row_plan, padding = self.row_plan(phase), []
+    padding = []
     with watch('update'):
       for u in range(phase.updates_per_rollout):
-        parts = []
-        if collected is not None:
-          size = phase.rollouts_per_step // phase.updates_per_rollout
-          parts.append(
-            {name: x[u * size : (u + 1) * size] for name, x in rows.items()}
-          )
+        demonstrations = None
         if phase.demonstrations_per_step:
           batch = self.demonstrations.batch_at(
             self.demonstration_position, phase.demonstrations_per_step
@@ -279,19 +291,20 @@ class Run:
           self.demonstration_position = self.demonstrations.advance(
             self.demonstration_position, phase.demonstrations_per_step
           )
-          parts.append(collect_lib.demonstration_rows(batch, 0))
-        joined = collect_lib.join_rows(parts)
-        tokens += int(joined['segment_BT'].sum())
-        built = row_plan.build(joined)
-        padding.append(built.padding)
-        self.state, values = update(
-          self.state,
-          self.setup.sharder.put_batch(built.rows),
-          device_rates,
-          seed,
-        )
+          demonstrations = collect_lib.demonstration_rows(batch, 0)
+          tokens += count_tokens(demonstrations)
+        if rows is None:
+          batch, share = demonstration_batch(
+            self.setup.hosts, self.setup.row_plan(phase), demonstrations
+          )
+        else:
+          batch, share = rows.update_batch(
+            u, phase.updates_per_rollout, demonstrations
+          )
+        padding.append(share)
+        self.state, values = update(self.state, batch, device_rates, seed)
         device_metrics.append(values)
-      if collected is not None:
+      if rows is not None:
         # A rollout waits for these parameters anyway; waiting here keeps
         # time/rollout and time/update apart.
         jax.block_until_ready(self.state['params'])
@@ -300,13 +313,26 @@ class Run:
     metrics |= {f'learning_rate/{name}': rate for name, rate in rates.items()}
     return metrics, device_metrics, tokens
 
-  def wanted_rows(self, phase, rows, log_prob, watch):
+  def wanted_rows(self, phase, collected, log_prob, watch) -> RolloutRows:
     """Adds old and reference log-probs; drops fields no term reads."""
-    rows = dict(rows)
+    rows = dict(collected.rows)
     several = phase.updates_per_rollout > 1
     if several or phase.score_loss == 'bce' or not phase.score_coefficient:
       # Off-policy after the first mini-batch: the update computes them fresh.
       del rows['step_logit_BT']
+    if not phase.policy_coefficient:
+      for name in ('policy_mask_BT', 'advantage_B', 'sampler_log_prob_BT'):
+        del rows[name]
+    if not phase.score_coefficient:
+      for name in ('step_mask_BT', 'correct_B', 'score_weight_B'):
+        del rows[name]
+    rows = RolloutRows(
+      self.setup.hosts,
+      self.setup.row_plan(phase),
+      rows,
+      collected.row_length_B,
+      collected.prompt_length_B,
+    )
     names = []
     if phase.policy_coefficient:
       if several:
@@ -315,28 +341,9 @@ class Run:
         names.append(('ref_log_prob_BT', self.reference))
     if names:
       with watch('log_prob'):
-        fields = (
-          'tokens_BT',
-          'target_BT',
-          'position_BT',
-          'segment_BT',
-          'temperature_B',
-          'prompt_length_B',
-        )
-        built = self.row_plan(phase).build(
-          {n: rows[n] for n in fields if n in rows}
-        )
-        batch = self.setup.sharder.put_batch(built.rows)
+        batch = rows.log_prob_batch()
         for name, params in names:
-          rows[name] = built.back(
-            jax.device_get(log_prob(params, batch)['log_prob_BT'])
-          )
-    if not phase.policy_coefficient:
-      for name in ('policy_mask_BT', 'advantage_B', 'sampler_log_prob_BT'):
-        del rows[name]
-    if not phase.score_coefficient:
-      for name in ('step_mask_BT', 'correct_B', 'score_weight_B'):
-        del rows[name]
+          rows.add(name, log_prob(params, batch)['log_prob_BT'])
     return rows
 
   def _write_pending(self) -> None:
@@ -375,8 +382,8 @@ class Run:
       self.seconds[f'evaluate_{phase.name}'] = self.stages.full(
         self.state['params'], phase, self.iteration
       )
-      if self.stop.requested:
-        raise Interrupted(self.stop.signal_name)
+      if stop := self.stop_requested():
+        raise Interrupted(stop)
       if self.phase_index == len(self.recipe.phases) - 1:
         break
       self.phase_index += 1
@@ -412,7 +419,7 @@ def train(
     Interrupted: SIGTERM or SIGINT arrived; everything is saved.
   """
   workdir = epath.Path(workdir)
-  primary = jax.process_index() == 0
+  primary = distributed.is_primary()
   folder.check_workdir(recipe, workdir, step)
   with (
     telemetry_lib.StopRequest() as stop,

@@ -18,12 +18,12 @@ from metastone_jax.data import (
   tokenizer_from_files,
 )
 from metastone_jax.errors import UserError
-from metastone_jax.model import ModelConfig
-from metastone_jax.parallel import Sharder, make_mesh
+from metastone_jax.model import ModelConfig, Params, param_axes
+from metastone_jax.parallel import Hosts, Sharder, make_mesh
 from metastone_jax.sampling import SamplingConfig
 from metastone_jax.tasks import Mixture, build_mixture
 from metastone_jax.training.loop import programs
-from metastone_jax.training.loop.recipe import Recipe
+from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
 from metastone_jax.training.loop.row_plan import RowPlan
 
 
@@ -39,6 +39,7 @@ class Setup:
     mixture: tasks and shares.
     model_config: shapes, vocabulary filled in.
     sharder: mesh and rules; no mesh on a single device.
+    hosts: the processes of the job, and the mesh each draws on.
     train_sampling: draws of the rollouts.
     evaluation_sampling: held-out draws.
   """
@@ -50,6 +51,7 @@ class Setup:
   mixture: Mixture
   model_config: ModelConfig
   sharder: Sharder
+  hosts: Hosts
   train_sampling: SamplingConfig
   evaluation_sampling: SamplingConfig
 
@@ -86,8 +88,12 @@ class Setup:
     )
     mesh = make_mesh(recipe.mesh)
     sharder = Sharder.of(mesh)
+    hosts = Hosts.build(sharder, recipe.rollout_mesh)
     rows = mesh.shape['data'] * mesh.shape['fsdp']
     for phase in recipe.phases:
+      hosts.share(
+        phase.prompts_per_step, f'phases.{phase.name}.prompts_per_step'
+      )
       plan = RowPlan.of(phase, data, sharder)
       piece = plan.rows_per_microbatch
       if piece % rows:
@@ -112,6 +118,7 @@ class Setup:
       mixture=mixture,
       model_config=model_config,
       sharder=sharder,
+      hosts=hosts,
       train_sampling=SamplingConfig(
         temperature=draw.temperature,
         top_k=draw.top_k,
@@ -126,10 +133,23 @@ class Setup:
     )
 
   def sampler(self, sampling: SamplingConfig):
-    """The jitted draw: (params, prompts, lengths, seed, draws, candidates)."""
+    """The jitted draw: (params, prompts, lengths, seed, draws, candidates).
+
+    It runs on this host's devices; its params come from `decode_params`.
+    """
     return programs.rollout_program(
-      sampling, model_config=self.model_config, sharder=self.sharder
+      sampling, model_config=self.model_config, sharder=self.hosts.local
     )
+
+  def decode_params(self, params: Params) -> Params:
+    """The parameters that `sampler` takes; made once a rollout."""
+    return self.hosts.local_copy(
+      params, param_axes(self.model_config), self.model_config.dtype
+    )
+
+  def wave(self, problems: int) -> int:
+    """Problems that one call of the sampler takes, of a host's `problems`."""
+    return min(self.recipe.sampling.problems_per_wave or problems, problems)
 
   def demonstrations(self):
     """The fixed set of demonstrations, in this run's order."""
@@ -155,6 +175,10 @@ class Setup:
       num_demonstrations=data.num_demonstrations if split == 'train' else 0,
       template=self.chat,
     )
+
+  def row_plan(self, phase: PhaseConfig) -> RowPlan:
+    """How a phase lays trajectories into rows."""
+    return RowPlan.of(phase, self.recipe.data, self.sharder)
 
   @property
   def total_length(self) -> int:

@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -12,6 +13,7 @@ from metastone_jax import evaluation
 from metastone_jax import telemetry as telemetry_lib
 from metastone_jax.checkpoints import write_json_atomic
 from metastone_jax.errors import UserError
+from metastone_jax.parallel import distributed
 from metastone_jax.training.loop import folder
 from metastone_jax.training.loop.heldout import Evaluator
 from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
@@ -36,7 +38,7 @@ class Stages:
     evaluator: Evaluator,
     writer: telemetry_lib.MetricWriter,
     progress: telemetry_lib.Progress,
-    stop: telemetry_lib.StopRequest,
+    stop: Callable[[], str | None],
   ):
     self.recipe = recipe
     self.workdir = workdir
@@ -51,8 +53,8 @@ class Stages:
     self, params, task: str, problems: int, samples: int, may_stop: bool
   ):
     def progress(done: int, total: int) -> None:
-      if may_stop and self.stop.requested:
-        raise Interrupted(self.stop.signal_name)
+      if may_stop and (signal := self.stop()):
+        raise Interrupted(signal)
       self.progress.status(f'held-out {task} {done}/{total}')
 
     return self.evaluator.evaluate(
@@ -76,7 +78,8 @@ class Stages:
       # them, with this evaluation's row, right after it.
       may_stop=False,
     )
-    samples.save(self.workdir / 'evaluation' / f'step-{iteration}.npz')
+    if distributed.is_primary():
+      samples.save(self.workdir / 'evaluation' / f'step-{iteration}.npz')
     summary = evaluation.summarise(samples, options.ks, resamples=200)
     self.writer.write(
       iteration, phase.name, evaluation.summary_metrics(summary)
@@ -92,7 +95,8 @@ class Stages:
     self.progress.phase(f'evaluate {phase.name}', len(tasks))
     for done, task in enumerate(tasks):
       path = self.workdir / 'evaluation' / f'{phase.name}-{task}.npz'
-      if path.exists():  # a restart: the draws are the same
+      # A restart: the draws are the same.
+      if distributed.from_primary('evaluated', path.exists()):
         samples = evaluation.EvaluationSamples.load(path)
       else:
         main = task == tasks[0]
@@ -103,7 +107,8 @@ class Stages:
           options.final_samples if last and main else options.stage_samples,
           may_stop=True,
         )
-        samples.save(path)
+        if distributed.is_primary():
+          samples.save(path)
       stage = f'after {phase.name}'
       summary = evaluation.summarise(samples, options.ks)
       self.summaries.setdefault(task, {})[stage] = summary
@@ -120,6 +125,9 @@ class Stages:
 
   def report(self, seconds: dict[str, float]) -> epath.Path:
     """Writes summary.json and one report a task; returns the main one."""
+    main = self.workdir / 'report' / 'report.html'
+    if not distributed.is_primary():
+      return main
     write_json_atomic(self.workdir / 'summary.json', self.summaries)
     self.writer.flush()
     rows = telemetry_lib.read_metrics(self.workdir)

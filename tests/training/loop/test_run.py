@@ -153,7 +153,7 @@ def variants(tmp_path_factory):
         for values in jax.device_get(device_metrics)
       ],
       tokens=tokens,
-      rows=asked[-1],
+      rows=asked[-1].rows,
       problems=run.problem_position.index,
       demonstrations=run.demonstration_position.index,
     )
@@ -300,7 +300,7 @@ def test_only_a_saved_state_is_left_by_a_signal(tmp_path):
     FakeEvaluator(),
     None,
     parts.Nothing(),
-    Stop(requested=True),
+    lambda: 'SIGTERM',
   )
   with pytest.raises(LookupError, match='went on'):
     stages.small(None, recipe.phases[1], 42)

@@ -1,0 +1,1 @@
+"""Launchers of launch.train on TPU pods and GPU clusters."""
