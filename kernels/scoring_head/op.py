@@ -46,6 +46,7 @@ def scoring_head(
   dropout_rate: float = 0.0,
   seed: jax.Array | None = None,
   row_B: jax.Array | None = None,
+  position_BT: jax.Array | None = None,
   split: Split | None = None,
 ) -> jax.Array:
   """Step logits z of SPEC section 1, at every position.
@@ -58,7 +59,9 @@ def scoring_head(
     output_bias_1: its bias.
     dropout_rate: share of hidden units dropped when `seed` is given.
     seed: uint32 scalar; None = no dropout.
-    row_B: uint32 global row index, needed with `seed`.
+    row_B: uint32 global number of each row's sequence, needed with `seed`; or
+      of each place's, (B, T), where rows hold several.
+    position_BT: position of each place in its sequence; None = its place.
     split: mesh axes; None = one device.
 
   Returns:
@@ -69,8 +72,13 @@ def scoring_head(
   dropout = seed is not None and dropout_rate > 0
   # Arguments without a dropout are never read.
   if not dropout:
-    seed, row_B = jnp.uint32(0), jnp.zeros((B,), jnp.uint32)
-  position_T = jnp.arange(T, dtype=jnp.uint32)
+    seed, row_B, position_BT = jnp.uint32(0), jnp.zeros((B,), jnp.uint32), None
+  if position_BT is None:
+    position_BT = jnp.arange(T)
+  row, position = (
+    jnp.broadcast_to(jnp.asarray(x, jnp.uint32), (B, T))
+    for x in (row_B[:, None] if row_B.ndim == 1 else row_B, position_BT)
+  )
   local = functools.partial(_local, dropout_rate=dropout_rate * dropout)
   if split is not None:
     batch, length = (axes or None for axes in (split.batch, split.length))
@@ -82,42 +90,45 @@ def scoring_head(
         PartitionSpec(batch, length, None),
         (whole,) * 4,
         whole,
-        PartitionSpec(batch),
-        PartitionSpec(length),
+        PartitionSpec(batch, length),
+        PartitionSpec(batch, length),
       ),
       out_specs=PartitionSpec(batch, length),
       check_vma=False,
     )
   return local(
-    feature_BTD, weights, jnp.asarray(seed, jnp.uint32), row_B, position_T
+    feature_BTD, weights, jnp.asarray(seed, jnp.uint32), row, position
   )
 
 
-def _local(feature_BTD, weights, seed, row_B, position_T, *, dropout_rate):
+def _local(feature_BTD, weights, seed, row_BT, position_BT, *, dropout_rate):
   """The positions of one device, in chunks."""
   B, T, _ = feature_BTD.shape
 
-  def head(feature, position):
+  def head(feature, row, position):
     return reference.scoring_head(
       feature,
       *weights,
       dropout_rate=dropout_rate,
       seed=seed,
-      row_B=row_B,
-      position_T=position,
+      row=row,
+      position=position,
     )
 
   chunk = max(1, _HIDDEN_BUDGET // (B * weights[0].shape[1]))
   if chunk >= T:
-    return head(feature_BTD, position_T)
+    return head(feature_BTD, row_BT, position_BT)
   chunks = -(-T // chunk)
   pad = chunks * chunk - T
-  padded = jnp.pad(feature_BTD, ((0, 0), (0, pad), (0, 0)))
-  padded = jnp.moveaxis(padded.reshape(B, chunks, chunk, -1), 1, 0)
+
+  def cut(x):
+    x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(B, chunks, chunk, *x.shape[2:]), 1, 0)
+
   body = jax.checkpoint(head)
   _, logit = jax.lax.scan(
     lambda carry, x: (carry, body(*x)),
     None,
-    (padded, jnp.pad(position_T, (0, pad)).reshape(chunks, chunk)),
+    (cut(feature_BTD), cut(row_BT), cut(position_BT)),
   )
   return jnp.moveaxis(logit, 0, 1).reshape(B, -1)[:, :T]

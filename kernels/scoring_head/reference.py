@@ -14,19 +14,19 @@ def scoring_head(
   output_bias_1: jax.Array,
   dropout_rate: float = 0.0,
   seed: jax.Array | None = None,
-  row_B: jax.Array | None = None,
-  position_T: jax.Array | None = None,
+  row: jax.Array | None = None,
+  position: jax.Array | None = None,
 ) -> jax.Array:
-  """See `op.scoring_head`; `position_T` are places in the row, 0.. if None."""
+  """See `op.scoring_head`; rows and positions are (B,), (T,) or (B, T)."""
   acc = jnp.promote_types(feature_BTD.dtype, jnp.float32)
   hidden_BTE = jax.nn.relu(
     jnp.einsum('BTD,DE->BTE', feature_BTD, hidden_kernel_DE) + hidden_bias_E
   )
   if seed is not None and dropout_rate > 0:
     T, E = hidden_BTE.shape[1:]
-    if position_T is None:
-      position_T = jnp.arange(T, dtype=jnp.uint32)
-    keep = keep_mask(seed, row_B, position_T, E, dropout_rate)
+    if position is None:
+      position = jnp.arange(T, dtype=jnp.uint32)
+    keep = keep_mask(seed, row, position, E, dropout_rate)
     hidden_BTE = jnp.where(keep, hidden_BTE / (1 - dropout_rate), 0)
   logit_BT1 = jnp.einsum(
     'BTE,EO->BTO', hidden_BTE, output_kernel_E1, preferred_element_type=acc

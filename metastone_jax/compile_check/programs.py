@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels.attention import Layout
+from kernels.attention import PLAIN, Layout
 from kernels.attention import choose as choose_attention
 from metastone_jax.compile_check import accounting
 from metastone_jax.compile_check.targets import Target
@@ -32,6 +32,7 @@ from metastone_jax.parallel.mesh import MESH_AXES, mesh_shape
 from metastone_jax.sampling import SamplingConfig
 from metastone_jax.training.loop import programs
 from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
+from metastone_jax.training.loop.row_plan import RowPlan
 from metastone_jax.training.state import abstract_state
 
 
@@ -119,7 +120,7 @@ class Plan:
 
   @property
   def row_length(self) -> int:
-    """T of a training row."""
+    """Tokens of the longest trajectory."""
     data = self.recipe.data
     return data.max_prompt_length + data.max_response_length
 
@@ -172,10 +173,15 @@ def _struct(sharder: Sharder, shape, dtype, *axes) -> jax.ShapeDtypeStruct:
 
 
 def abstract_batch(
-  plan: Plan, sharder: Sharder, *, rows: int, only_log_prob: bool = False
+  row_plan: RowPlan,
+  sharder: Sharder,
+  *,
+  trajectories: int,
+  only_log_prob: bool = False,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of a batch of the phase, see `training.step`."""
-  T, phase = plan.row_length, plan.phase
+  """Shapes of a batch of so many trajectories, see `training.step`."""
+  phase = row_plan.phase
+  shape = row_plan.num_rows(trajectories), row_plan.length
   integer, real, flag = jnp.int32, jnp.float32, jnp.bool_
   fields = {
     'tokens_BT': integer,
@@ -200,10 +206,15 @@ def abstract_batch(
       fields['step_logit_BT'] = real
     if phase.objective_config.kl_coefficient:
       fields['ref_log_prob_BT'] = real
+  if row_plan.sequences_per_row > 1:
+    fields = {
+      name if name.endswith('_BT') else f'{name}T': dtype
+      for name, dtype in fields.items()
+    } | {'sequence_BT': integer}
   return {
-    name: _struct(sharder, (rows, T), dtype, 'batch', 'length')
+    name: _struct(sharder, shape, dtype, 'batch', 'length')
     if name.endswith('_BT')
-    else _struct(sharder, (rows,), dtype, 'batch')
+    else _struct(sharder, shape[:1], dtype, 'batch')
     for name, dtype in fields.items()
   }
 
@@ -220,15 +231,17 @@ def _params(config: ModelConfig, sharder: Sharder, *, unstacked: bool):
   )
 
 
-def attention_kind(plan: Plan, *, split: int) -> str:
+def attention_kind(
+  plan: Plan, length: int, layout: Layout, *, split: int
+) -> str:
   """The kind of whole-sequence attention the training programs get."""
   return choose_attention(
     plan.model.attention,
     platform=plan.target.chip.platform,
-    length=plan.row_length,
+    length=length,
     head_width=plan.model.head_width,
     dtype=plan.model.dtype,
-    layout=Layout(zigzag=split),
+    layout=dataclasses.replace(layout, zigzag=split),
     shards=split,
   )
 
@@ -246,11 +259,14 @@ def recipe_programs(plan: Plan, devices: list, host_devices: list):
   """
   phase, model = plan.phase, plan.model
   sharder = Sharder(make_mesh(plan.mesh, devices))
+  row_plan = RowPlan.of(phase, plan.recipe.data, sharder)
   tensor = plan.mesh['tensor']
-  kind = attention_kind(plan, split=plan.mesh['sequence'])
-  pieces = phase.update_config.num_micro_batches
+  kind = attention_kind(
+    plan, row_plan.length, row_plan.layout, split=plan.mesh['sequence']
+  )
+  pieces = row_plan.num_micro_batches
   common = dict(
-    length=plan.row_length,
+    length=row_plan.length,
     devices=len(devices),
     tensor=tensor,
     flash=kind != 'xla',
@@ -260,12 +276,14 @@ def recipe_programs(plan: Plan, devices: list, host_devices: list):
 
   def lower_update():
     program = programs.update_program(
-      phase,
+      row_plan,
       model_config=model,
       opt_config=plan.recipe.optimiser,
       sharder=sharder,
     )
-    batch = abstract_batch(plan, sharder, rows=phase.rows_per_update)
+    batch = abstract_batch(
+      row_plan, sharder, trajectories=phase.rows_per_update
+    )
     return program.lower(
       state,
       batch,
@@ -280,7 +298,7 @@ def recipe_programs(plan: Plan, devices: list, host_devices: list):
       len(devices),
       accounting.update(
         model,
-        rows=phase.rows_per_update,
+        rows=row_plan.num_rows(phase.rows_per_update),
         micro_batches=pieces,
         **common,
       ),
@@ -292,15 +310,20 @@ def recipe_programs(plan: Plan, devices: list, host_devices: list):
   passes = bool(phase.objective_config.kl_coefficient) + (
     phase.updates_per_rollout > 1
   )
-  rows = phase.rollouts_per_step
+  rows = row_plan.num_rows(phase.rollouts_per_step)
 
   def lower_log_prob():
     program = programs.log_prob_program(
-      phase, model_config=model, sharder=sharder
+      row_plan, model_config=model, sharder=sharder
     )
     return program.lower(
       _params(model, sharder, unstacked=False),
-      abstract_batch(plan, sharder, rows=rows, only_log_prob=True),
+      abstract_batch(
+        row_plan,
+        sharder,
+        trajectories=phase.rollouts_per_step,
+        only_log_prob=True,
+      ),
     )
 
   if passes:
@@ -312,7 +335,7 @@ def recipe_programs(plan: Plan, devices: list, host_devices: list):
         accounting.forward_pass(
           model,
           rows=rows,
-          micro_batches=max(1, rows // (phase.rows_per_update // pieces)),
+          micro_batches=row_plan.log_prob_micro_batches,
           **common,
         ),
         passes,
@@ -384,6 +407,6 @@ def _rollout(plan: Plan, devices: list) -> Program:
     count,
     step * steps + prefill,
     accounting.waves(plan.problems_per_host, P),
-    attention_kind(plan, split=1),
+    attention_kind(plan, plan.row_length, PLAIN, split=1),
     plan.state_bytes + plan.reference_bytes,
   )

@@ -17,6 +17,7 @@ from metastone_jax.compile_check.machine import Compiled
 from metastone_jax.compile_check.programs import Plan, Program
 from metastone_jax.compile_check.targets import GIB, Target
 from metastone_jax.telemetry.files import write_bytes_atomic
+from metastone_jax.training.loop.row_plan import RowPlan
 
 _KIND = {
   'all-gather': 'AG',
@@ -83,7 +84,7 @@ def heading(plan: Plan) -> str:
   )
   data, phase = plan.recipe.data, plan.phase
   slots = plan.problems_per_wave * phase.samples_per_prompt
-  pieces = phase.update_config.num_micro_batches
+  pieces = RowPlan(phase, data, multiple=1).num_micro_batches
   return (
     f'{plan.target.devices} devices ({plan.target.topology}, '
     f'{plan.target.hosts} hosts), mesh {mesh or "one device"}; rows of '

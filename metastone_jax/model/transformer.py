@@ -197,9 +197,13 @@ class ReflectiveModel(nnx.Module):
     *,
     seed: jax.Array | None = None,
     row_B: jax.Array | None = None,
+    position_BT: jax.Array | None = None,
     sharder: Sharder | None = None,
   ) -> jax.Array:
-    """Step logits z at every position, (B, T); dropout only with a seed."""
+    """Step logits z at every position, (B, T); dropout only with a seed.
+
+    See `kernels.scoring_head`.
+    """
     split = None
     if sharder is not None and sharder.mesh is not None:
       split = head_lib.Split(
@@ -212,6 +216,7 @@ class ReflectiveModel(nnx.Module):
       dropout_rate=self.config.score_dropout,
       seed=seed,
       row_B=row_B,
+      position_BT=position_BT,
       split=split,
     )
 

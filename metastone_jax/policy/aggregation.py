@@ -14,7 +14,8 @@ and divided once, give the whole batch's term.
 - 'sequence_sum_fixed'  the mean over sequences of the sum over tokens divided
                         by a constant length (Dr. GRPO: no length bias).
 
-A row without a token in the mask (batch filler) weighs nothing.
+A row without a token in the mask (batch filler) weighs nothing. A sequence is a
+row, or with `segment_BT` a segment of a row (packed rows).
 """
 
 from metastone_jax.errors import UserError
@@ -32,6 +33,8 @@ def aggregation_weights(
   fixed_length: int | None = None,
   sequence_total: arrays.Array | None = None,
   dtype=None,
+  segment_BT: arrays.Array | None = None,
+  num_segments: int | None = None,
 ) -> Term:
   """The weight of each token and the denominator.
 
@@ -43,6 +46,9 @@ def aggregation_weights(
     sequence_total: the number of sequences that these rows stand for, where
       it is not the number of rows with a token.
     dtype: float type of the result; the default float type if None.
+    segment_BT: sequence that each token belongs to, in 1..num_segments; None:
+      each row is one sequence.
+    num_segments: the most sequences of a row; static.
 
   Returns:
     weight_BT, 0 outside the mask; scalar denominator.
@@ -62,13 +68,19 @@ def aggregation_weights(
     weight_BT = weight_BT.astype(dtype)
   if aggregation == 'token':
     return weight_BT, weight_BT.sum()
+  # Tokens of each sequence: one sequence a row, or num_segments.
+  if segment_BT is None:
+    length_BM = weight_BT.sum(-1, keepdims=True)
+    length_BT = length_BM
+  else:
+    length_BM = arrays.segment_sums(xp, weight_BT, segment_BT, num_segments)
+    length_BT = arrays.on_segments(xp, length_BM, segment_BT)
   if sequence_total is None:
-    denominator = mask_BT.any(-1).sum().astype(weight_BT.dtype)
+    denominator = (length_BM > 0).sum().astype(weight_BT.dtype)
   else:
     denominator = xp.asarray(sequence_total).astype(weight_BT.dtype)
   if aggregation == 'sequence':
-    length_B1 = weight_BT.sum(-1, keepdims=True)
-    return weight_BT / xp.maximum(length_B1, 1), denominator
+    return weight_BT / xp.maximum(length_BT, 1), denominator
   if fixed_length is None:
     raise UserError(
       "aggregation 'sequence_sum_fixed' needs fixed_length, in tokens "
@@ -84,6 +96,8 @@ def aggregate(
   *,
   fixed_length: int | None = None,
   sequence_total: arrays.Array | None = None,
+  segment_BT: arrays.Array | None = None,
+  num_segments: int | None = None,
 ) -> Term:
   """(sum, denominator) of a per-token value, such as the entropy.
 
@@ -93,6 +107,8 @@ def aggregate(
     aggregation: see `aggregation_weights`, as are the rest.
     fixed_length: tokens.
     sequence_total: number of sequences.
+    segment_BT: sequences of packed rows.
+    num_segments: the most of them in a row.
 
   Returns:
     (sum, denominator), additive over micro-batches.
@@ -106,5 +122,7 @@ def aggregate(
     fixed_length=fixed_length,
     sequence_total=sequence_total,
     dtype=value_BT.dtype,
+    segment_BT=segment_BT,
+    num_segments=num_segments,
   )
   return (weight_BT * xp.where(mask_BT, value_BT, 0)).sum(), denominator

@@ -53,3 +53,30 @@ def masked_difference(
 def divide(xp: types.ModuleType, total: Array, denominator: Array) -> Array:
   """total / denominator, and 0 for an empty batch (total and denominator 0)."""
   return total / xp.where(denominator > 0, denominator, 1)
+
+
+def per_token(xp: types.ModuleType, x: Any) -> Array:
+  """What is one a row, (B,), or one a token, (B, T): as (B, 1) or (B, T)."""
+  x = xp.asarray(x)
+  return x[:, None] if x.ndim == 1 else x
+
+
+def segment_sums(
+  xp: types.ModuleType, x_BT: Array, segment_BT: Any, num_segments: int
+) -> Array:
+  """Sum of x over each segment of each row: (B, num_segments).
+
+  Segments are numbered from 1; places of segment 0 are left out. A comparison
+  with every number, not a scatter: it fuses into the sum, and a length split
+  over devices needs one small all-reduce.
+  """
+  number_M = xp.arange(1, num_segments + 1)
+  own_BTM = xp.asarray(segment_BT)[:, :, None] == number_M
+  return xp.where(own_BTM, x_BT[:, :, None], 0).sum(1)
+
+
+def on_segments(xp: types.ModuleType, x_BM: Array, segment_BT: Any) -> Array:
+  """Each segment's value at all its places, 0 at segment 0: (B, T)."""
+  number_M = xp.arange(1, x_BM.shape[1] + 1)
+  own_BTM = xp.asarray(segment_BT)[:, :, None] == number_M
+  return xp.where(own_BTM, x_BM[:, None, :], 0).sum(-1)

@@ -70,6 +70,8 @@ def kl_terms(
   aggregation: str = 'token',
   fixed_length: int | None = None,
   sequence_total: arrays.Array | None = None,
+  segment_BT: arrays.Array | None = None,
+  num_segments: int | None = None,
 ) -> aggregation_lib.Term:
   """(sum, denominator) of the KL term, additive over micro-batches.
 
@@ -81,6 +83,8 @@ def kl_terms(
     aggregation: see `aggregation.aggregation_weights`, as are the rest.
     fixed_length: tokens.
     sequence_total: number of sequences.
+    segment_BT: sequences of packed rows.
+    num_segments: the most of them in a row.
 
   Returns:
     Two scalars.
@@ -94,6 +98,8 @@ def kl_terms(
     aggregation,
     fixed_length=fixed_length,
     sequence_total=sequence_total,
+    segment_BT=segment_BT,
+    num_segments=num_segments,
   )
 
 

@@ -16,6 +16,8 @@ the predicting position; what lies outside the mask is ignored. Log ratios are
 bounded by +-20.
 """
 
+import functools
+
 from metastone_jax.errors import UserError
 from metastone_jax.policy import arrays
 from metastone_jax.policy.aggregation import Term, aggregate
@@ -31,6 +33,8 @@ def policy_terms(
   config: ObjectiveConfig,
   sampler_log_prob_BT: arrays.Array | None = None,
   sequence_total: arrays.Array | None = None,
+  segment_BT: arrays.Array | None = None,
+  num_segments: int | None = None,
 ) -> dict[str, Term]:
   """The policy loss and its metrics.
 
@@ -38,13 +42,17 @@ def policy_terms(
     log_prob_BT: log-probs of the sampled tokens under the current policy.
     old_log_prob_BT: the same under the policy at the start of the update round
       (`stop_gradient(log_prob_BT)` with one update a rollout).
-    advantage_B: one advantage a sequence.
+    advantage_B: one advantage a sequence; or one a token, (B, T), where rows
+      hold several sequences.
     mask_BT: true at response tokens.
     config: the objective; static.
     sampler_log_prob_BT: log-probs the sampler recorded; needed for, and only
       used by, `config.importance_truncation`.
     sequence_total: number of sequences these rows stand for, where it is not
       the number of rows with a token (see `aggregation_weights`).
+    segment_BT: sequence of each token in its row, from 1; None: a row is one
+      sequence.
+    num_segments: the most sequences of a row; static.
 
   Returns:
     (sum, denominator) of
@@ -68,25 +76,36 @@ def policy_terms(
   old_BT = arrays.constant(xp, xp.asarray(old_log_prob_BT))
   delta_BT = arrays.masked_difference(xp, log_prob_BT, old_BT, mask_BT)
   advantage_B = arrays.constant(xp, arrays.as_float(xp, advantage_B))
-  advantage_B1 = advantage_B.astype(delta_BT.dtype)[:, None]
+  advantage_BT = arrays.per_token(xp, advantage_B.astype(delta_BT.dtype))
 
   log_ratio_BT = delta_BT
-  if config.ratio == 'sequence':
+  if config.ratio == 'sequence' and segment_BT is not None:
+    sums = functools.partial(
+      arrays.segment_sums,
+      xp,
+      segment_BT=segment_BT,
+      num_segments=num_segments,
+    )
+    length_BM = xp.maximum(sums(mask_BT.astype(delta_BT.dtype)), 1)
+    log_ratio_BT = arrays.on_segments(
+      xp, sums(delta_BT) / length_BM, segment_BT
+    )
+  elif config.ratio == 'sequence':
     length_B1 = xp.maximum(mask_BT.sum(-1, keepdims=True), 1)
     mean_B1 = delta_BT.sum(-1, keepdims=True) / length_B1.astype(delta_BT.dtype)
     log_ratio_BT = xp.broadcast_to(mean_B1, delta_BT.shape)
   ratio_BT = xp.exp(
     xp.clip(log_ratio_BT, -arrays.MAX_LOG_RATIO, arrays.MAX_LOG_RATIO)
   )
-  plain_BT = -advantage_B1 * ratio_BT
-  clipped_BT = -advantage_B1 * xp.clip(
+  plain_BT = -advantage_BT * ratio_BT
+  clipped_BT = -advantage_BT * xp.clip(
     ratio_BT, 1 - config.clip_low, 1 + config.clip_high
   )
   loss_BT = xp.maximum(plain_BT, clipped_BT)
   if config.dual_clip is not None:
-    ceiling_B1 = -advantage_B1 * config.dual_clip
+    ceiling_BT = -advantage_BT * config.dual_clip
     loss_BT = xp.where(
-      advantage_B1 < 0, xp.minimum(loss_BT, ceiling_B1), loss_BT
+      advantage_BT < 0, xp.minimum(loss_BT, ceiling_BT), loss_BT
     )
 
   truncated_BT = xp.zeros_like(mask_BT)
@@ -114,6 +133,8 @@ def policy_terms(
       config.aggregation,
       fixed_length=config.fixed_length,
       sequence_total=sequence_total,
+      segment_BT=segment_BT,
+      num_segments=num_segments,
     ),
     'clip_fraction': metric(clipped_BT > plain_BT),
     'approx_kl': metric(-delta_BT),

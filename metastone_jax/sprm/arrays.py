@@ -45,3 +45,9 @@ def sigmoid(xp: types.ModuleType, x: Array) -> Array:
   if xp is jnp:
     return jax.nn.sigmoid(x)
   return np.exp(log_sigmoid(np, x))
+
+
+def per_token(xp: types.ModuleType, x: Any) -> Array:
+  """What is one a row, (B,), or one a token, (B, T): as (B, 1) or (B, T)."""
+  x = xp.asarray(x)
+  return x[:, None] if x.ndim == 1 else x

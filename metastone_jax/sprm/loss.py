@@ -67,10 +67,12 @@ def step_weights(
   Args:
     step_logits_BT: logits z of the score head, dropout off.
     step_mask_BT: true at the feature positions of counted marks.
-    target_B: whether the final answer is right: reward > 0.5.
+    target_B: whether the final answer is right: reward > 0.5. One a row; or
+      one a token, (B, T), where rows hold several traces.
     kind: 'spr', 'bce' or 'soft' (see the module).
     score_weight_B: multiplies the weights of a row, >= 0; None means 1. At 0
-      the row is not trained on (truncated, unparsed) and not counted.
+      the row is not trained on (truncated, unparsed) and not counted. One a
+      row or one a token, as `target_B`.
     class_counts: counts to balance the classes with, where this array is only
       a part of the global batch; None counts this array.
 
@@ -88,16 +90,16 @@ def step_weights(
   xp = arrays.namespace(step_logits_BT, step_mask_BT, target_B, score_weight_B)
   z_BT = arrays.constant(xp, arrays.as_float(xp, step_logits_BT))
   mask_BT = xp.asarray(step_mask_BT) != 0
-  right_B1 = (xp.asarray(target_B) != 0)[:, None]
+  right_BT = arrays.per_token(xp, target_B) != 0
   if score_weight_B is not None:
-    row_weight_B1 = arrays.constant(
-      xp, xp.asarray(score_weight_B).astype(z_BT.dtype)[:, None]
+    row_weight_BT = arrays.constant(
+      xp, arrays.per_token(xp, score_weight_B).astype(z_BT.dtype)
     )
-    mask_BT = mask_BT & (row_weight_B1 > 0)
+    mask_BT = mask_BT & (row_weight_BT > 0)
   z_BT = xp.where(mask_BT, z_BT, 0)
 
   # How much of each step is kept, in [0, 1].
-  signed_BT = xp.where(right_B1, z_BT, -z_BT)  # > 0 where the head agrees
+  signed_BT = xp.where(right_BT, z_BT, -z_BT)  # > 0 where the head agrees
   if kind == 'spr':
     kept_BT = (signed_BT > 0) & mask_BT
   elif kind == 'bce':
@@ -108,20 +110,20 @@ def step_weights(
   all_BT = mask_BT.astype(z_BT.dtype)
 
   counts = StepCounts(
-    kept_positive=xp.where(right_B1, kept_BT, 0).sum(),
-    kept_negative=xp.where(right_B1, 0, kept_BT).sum(),
-    positive=xp.where(right_B1, all_BT, 0).sum(),
-    negative=xp.where(right_B1, 0, all_BT).sum(),
+    kept_positive=xp.where(right_BT, kept_BT, 0).sum(),
+    kept_negative=xp.where(right_BT, 0, kept_BT).sum(),
+    positive=xp.where(right_BT, all_BT, 0).sum(),
+    negative=xp.where(right_BT, 0, all_BT).sum(),
   )
   balance = counts if class_counts is None else class_counts
   n_positive = balance.kept_positive + 1
   n_negative = balance.kept_negative + 1
   total = n_positive + n_negative
   weight_BT = kept_BT * xp.where(
-    right_B1, POSITIVE_WEIGHT * n_negative / total, n_positive / total
+    right_BT, POSITIVE_WEIGHT * n_negative / total, n_positive / total
   ).astype(z_BT.dtype)
   if score_weight_B is not None:
-    weight_BT = weight_BT * row_weight_B1
+    weight_BT = weight_BT * row_weight_BT
   return arrays.constant(xp, weight_BT), counts
 
 
@@ -132,7 +134,7 @@ def step_loss_sum(
 
   Args:
     step_logits_BT: logits z, any finite or infinite value where w = 0.
-    target_B: whether the final answer is right.
+    target_B: whether the final answer is right; (B,) or (B, T).
     weight_BT: constant weights of `step_weights`.
 
   Returns:
@@ -144,9 +146,9 @@ def step_loss_sum(
   # Masking the logit (not only the product) keeps the gradient of unused,
   # perhaps non-finite logits 0 instead of 0 * nan.
   z_BT = xp.where(weight_BT != 0, z_BT, 0)
-  right_B1 = (xp.asarray(target_B) != 0)[:, None]
+  right_BT = arrays.per_token(xp, target_B) != 0
   # BCE with logits is -log sigmoid(z) for y = 1 and -log sigmoid(-z) for 0.
-  bce_BT = -arrays.log_sigmoid(xp, xp.where(right_B1, z_BT, -z_BT))
+  bce_BT = -arrays.log_sigmoid(xp, xp.where(right_BT, z_BT, -z_BT))
   return (weight_BT * bce_BT).sum()
 
 

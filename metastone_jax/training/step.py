@@ -24,109 +24,34 @@ position (index t speaks of target_BT[t], the token after tokens_BT[t]):
   correct_B        final answer right
   score_weight_B   0 = do not train the head on this row
   lm_mask_BT       demonstration tokens
+
+Rows may hold several sequences (training.packing): then what is one a sequence
+is given for every place, as row_BT, temperature_BT, advantage_BT, correct_BT
+and score_weight_BT, and sequence_BT numbers the sequences of a row from 1.
+Dropout depends on the sequence's number and the position in it, not on where
+it lies. Of packed rows only the micro-batches that hold a token are run.
 """
 
-import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kernels.attention import PLAIN, Layout
 from metastone_jax import policy, sprm
-from metastone_jax.errors import UserError
 from metastone_jax.model import ModelConfig, Params, ReflectiveModel
 from metastone_jax.parallel import Sharder
-from metastone_jax.training import optimiser
+from metastone_jax.training import optimiser, places
+from metastone_jax.training.loss import UpdateConfig as UpdateConfig
+from metastone_jax.training.loss import (
+  forward,
+  loss_sums,
+  one_a_row_or_token,
+  sequences_of,
+)
+from metastone_jax.training.loss import scale_gradient as scale_gradient
+from metastone_jax.training.places import Batch as Batch
 from metastone_jax.training.state import TrainState
-
-Batch = dict[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class UpdateConfig:
-  """What one update optimises; static under jit.
-
-  Attributes:
-    objective: the policy objective, its KL and entropy coefficients.
-    policy_coefficient: 0 switches policy, KL and entropy off.
-    score_coefficient: weight of the process-reward loss; 0 = off.
-    score_loss: 'spr' (the paper), 'bce' or 'soft'.
-    score_gradient_scale: factor on the score loss's gradient into the backbone
-      (released: 1e-4).
-    lm_coefficient: weight of the cross-entropy on demonstrations; 0 = off.
-    num_micro_batches: pieces the rows are cut into.
-    log_prob_chunk: see `kernels.token_log_prob`; None = automatic.
-  """
-
-  objective: policy.ObjectiveConfig = dataclasses.field(
-    default_factory=policy.ObjectiveConfig
-  )
-  policy_coefficient: float = 1.0
-  score_coefficient: float = 1.0
-  score_loss: str = 'spr'
-  score_gradient_scale: float = 1e-4
-  lm_coefficient: float = 0.0
-  num_micro_batches: int = 1
-  log_prob_chunk: int | None = None
-
-  def __post_init__(self):
-    if self.score_loss not in sprm.KINDS:
-      raise UserError(
-        f'loss={self.score_loss!r} is unknown; use one of '
-        f'{", ".join(sprm.KINDS)}'
-      )
-    if not (
-      self.policy_coefficient or self.score_coefficient or self.lm_coefficient
-    ):
-      raise UserError(
-        'every loss term is switched off: set policy_coefficient, '
-        'score_coefficient or lm_coefficient above 0'
-      )
-    if self.num_micro_batches < 1:
-      raise UserError(
-        f'num_micro_batches={self.num_micro_batches} must be at least 1'
-      )
-
-
-def scale_gradient(x: jax.Array, scale: float) -> jax.Array:
-  """x itself, its gradient multiplied by a constant."""
-  if scale == 1:
-    return x
-  fixed = jax.lax.stop_gradient(x)
-  if scale == 0:
-    return fixed
-  # x - fixed is exactly 0, so the value is exactly x.
-  return fixed + scale * (x - fixed)
-
-
-def _micro_batches(batch: Any, count: int, sharder: Sharder) -> Any:
-  """(B, ...) -> (count, B / count, ...), row b into micro-batch b % count.
-
-  That keeps a batch axis split over devices where it is.
-  """
-
-  def cut(x):
-    x = x.reshape(x.shape[0] // count, count, *x.shape[1:])
-    x = jnp.swapaxes(x, 0, 1)
-    return sharder.constrain(x, None, 'batch', *(None,) * (x.ndim - 2))
-
-  return jax.tree.map(cut, batch)
-
-
-def _uncut(x_KB: jax.Array) -> jax.Array:
-  """The inverse of `_micro_batches` on one array."""
-  x = jnp.swapaxes(x_KB, 0, 1)
-  return x.reshape(-1, *x.shape[2:])
-
-
-def _check_rows(batch: Batch, count: int) -> None:
-  rows = batch['tokens_BT'].shape[0]
-  if rows % count:
-    raise UserError(
-      f'{rows} sequences do not divide into {count} micro-batches; change '
-      'sequences_per_microbatch'
-    )
 
 
 def log_prob_pass(
@@ -139,42 +64,68 @@ def log_prob_pass(
   with_log_prob: bool = True,
   with_step_logit: bool = True,
   log_prob_chunk: int | None = None,
+  layout: Layout = PLAIN,
 ) -> dict[str, jax.Array]:
   """Forward only, dropout off: the `old`, `ref` and step-logit program.
 
   Args:
     params: any float dtype.
     batch: tokens_BT, position_BT, segment_BT; for log-probs also target_BT
-      and temperature_B.
+      and the temperature.
     model_config: shapes.
     num_micro_batches: pieces the rows are cut into.
     sharder: mesh.
     with_log_prob: whether log_prob_BT is wanted.
     with_step_logit: whether step_logit_BT is wanted.
     log_prob_chunk: see `kernels.token_log_prob`.
+    layout: of the rows, as in `UpdateConfig`.
 
   Returns:
     log_prob_BT of the targets and entropy_BT in nats; step_logit_BT.
   """
-  _check_rows(batch, num_micro_batches)
   fields = ['tokens_BT', 'position_BT', 'segment_BT']
   if with_log_prob:
-    fields += ['target_BT', 'temperature_B']
+    fields += ['target_BT', 'temperature_B', 'temperature_BT']
+  batch = {name: batch[name] for name in fields if name in batch}
+  layout = places.stored_layout(layout, sharder, batch['tokens_BT'].shape[1])
+  out = _stored_log_prob_pass(
+    params,
+    places.store(batch, layout, sharder),
+    model_config=model_config,
+    num_micro_batches=num_micro_batches,
+    sharder=sharder,
+    with_log_prob=with_log_prob,
+    with_step_logit=with_step_logit,
+    log_prob_chunk=log_prob_chunk,
+    layout=layout,
+  )
+  return {name: places.restore(x, layout) for name, x in out.items()}
+
+
+def _stored_log_prob_pass(
+  params,
+  batch,
+  *,
+  model_config,
+  num_micro_batches,
+  sharder,
+  with_log_prob,
+  with_step_logit,
+  log_prob_chunk,
+  layout,
+):
+  """`log_prob_pass` on, and giving, places in stored order."""
+  places.check_rows(batch, num_micro_batches)
   model = ReflectiveModel.bind(model_config, params)
 
   def one(rows):
-    hidden, feature, _ = model(
-      rows['tokens_BT'],
-      rows['position_BT'],
-      rows['segment_BT'],
-      sharder=sharder,
-    )
+    hidden, feature = forward(model, rows, sharder, layout)
     out = {}
     if with_log_prob:
       out['log_prob_BT'], out['entropy_BT'] = model.token_log_prob(
         hidden,
         rows['target_BT'],
-        temperature=rows['temperature_B'],
+        temperature=one_a_row_or_token(rows, 'temperature'),
         sharder=sharder,
         chunk=log_prob_chunk,
       )
@@ -182,98 +133,11 @@ def log_prob_pass(
       out['step_logit_BT'] = model.score(feature, sharder=sharder)
     return out
 
-  batch = {name: batch[name] for name in fields}
   if num_micro_batches == 1:
     return one(batch)
-  pieces = _micro_batches(batch, num_micro_batches, sharder)
-  return jax.tree.map(_uncut, jax.lax.map(one, pieces))
-
-
-def _loss_sums(
-  params: Params,
-  rows: Batch,
-  weight_BT: jax.Array | None,
-  totals: dict[str, jax.Array],
-  seed: jax.Array,
-  model_config: ModelConfig,
-  config: UpdateConfig,
-  sharder: Sharder,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """This micro-batch's share of the loss, and the sums of its metrics."""
-  model = ReflectiveModel.bind(model_config, params)
-  hidden, feature, _ = model(
-    rows['tokens_BT'], rows['position_BT'], rows['segment_BT'], sharder=sharder
-  )
-  loss = jnp.zeros((), jnp.promote_types(hidden.dtype, jnp.float32))
-  sums: dict[str, jax.Array] = {}
-  objective = config.objective
-  if config.policy_coefficient or config.lm_coefficient:
-    log_prob_BT, entropy_BT = model.token_log_prob(
-      hidden,
-      rows['target_BT'],
-      temperature=rows['temperature_B'],
-      sharder=sharder,
-      chunk=config.log_prob_chunk,
-    )
-  if config.policy_coefficient:
-    mask_BT = rows['policy_mask_BT']
-    old_BT = rows.get('old_log_prob_BT')
-    if old_BT is None:
-      old_BT = jax.lax.stop_gradient(log_prob_BT)
-    terms = policy.policy_terms(
-      log_prob_BT,
-      old_BT,
-      rows['advantage_B'],
-      mask_BT,
-      config=objective,
-      sampler_log_prob_BT=rows.get('sampler_log_prob_BT'),
-    )
-    aggregate = functools.partial(
-      policy.aggregate,
-      mask_BT=mask_BT,
-      aggregation=objective.aggregation,
-      fixed_length=objective.fixed_length,
-    )
-    policy_sum = terms.pop('policy')[0]
-    entropy_sum = aggregate(entropy_BT)[0]
-    part = policy_sum - objective.entropy_coefficient * entropy_sum
-    sums['loss/policy'] = policy_sum / totals['policy']
-    sums['policy/entropy'] = entropy_sum / totals['policy']
-    if objective.kl_coefficient:
-      kl_sum = policy.kl_terms(
-        log_prob_BT,
-        rows['ref_log_prob_BT'],
-        mask_BT,
-        objective.kl_form,
-        aggregation=objective.aggregation,
-        fixed_length=objective.fixed_length,
-      )[0]
-      part += objective.kl_coefficient * kl_sum
-      sums['policy/kl'] = kl_sum / totals['policy']
-    loss += config.policy_coefficient * part / totals['policy']
-    for name, (value, _) in terms.items():
-      sums[f'policy/{name}'] = value / totals['tokens']
-    if 'sampler_log_prob_BT' in rows:
-      gap = policy.sampler_mismatch_terms(
-        old_BT, rows['sampler_log_prob_BT'], mask_BT
-      )
-      sums['policy/sampler_mismatch'] = gap['mean'][0] / totals['tokens']
-  if config.lm_coefficient:
-    lm_sum = -jnp.sum(jnp.where(rows['lm_mask_BT'], log_prob_BT, 0))
-    loss += config.lm_coefficient * lm_sum / totals['lm']
-    sums['loss/lm'] = lm_sum / totals['lm']
-  if config.score_coefficient:
-    step_logit_BT = model.score(
-      scale_gradient(feature, config.score_gradient_scale),
-      seed=seed,
-      row_B=rows['row_B'],
-      sharder=sharder,
-    )
-    score_sum = sprm.step_loss_sum(step_logit_BT, rows['correct_B'], weight_BT)
-    loss += config.score_coefficient * score_sum / totals['score']
-    sums['loss/score'] = score_sum / totals['score']
-  sums['loss/total'] = loss
-  return loss, jax.lax.stop_gradient(sums)
+  pieces = places.micro_batches(batch, num_micro_batches, sharder)
+  count = places.num_used(pieces['segment_BT']) if layout.packed else None
+  return places.map_pieces(one, pieces, count, sharder)
 
 
 def update(
@@ -332,7 +196,11 @@ def gradient(
 ) -> tuple[Params, dict[str, jax.Array]]:
   """The gradient of the whole batch and its metrics; see `update`."""
   K = config.num_micro_batches
-  _check_rows(batch, K)
+  places.check_rows(batch, K)
+  layout = places.stored_layout(
+    config.layout, sharder, batch['tokens_BT'].shape[1]
+  )
+  batch = places.store(batch, layout, sharder)
   totals: dict[str, jax.Array] = {}
   metrics: dict[str, jax.Array] = {}
   weight_BT = None
@@ -341,7 +209,10 @@ def gradient(
     mask_BT = batch['policy_mask_BT']
     objective = config.objective
     _, total = policy.aggregation_weights(
-      mask_BT, objective.aggregation, fixed_length=objective.fixed_length
+      mask_BT,
+      objective.aggregation,
+      fixed_length=objective.fixed_length,
+      **sequences_of(batch, config),
     )
     totals['policy'] = jnp.maximum(total, one)
     totals['tokens'] = jnp.maximum(jnp.sum(mask_BT), one)
@@ -350,13 +221,17 @@ def gradient(
   if config.score_coefficient:
     step_logit_BT = batch.get('step_logit_BT')
     if step_logit_BT is None and config.score_loss != 'bce':
-      step_logit_BT = log_prob_pass(
+      fields = ('tokens_BT', 'position_BT', 'segment_BT')
+      step_logit_BT = _stored_log_prob_pass(
         params,
-        batch,
+        {name: batch[name] for name in fields},
         model_config=model_config,
         num_micro_batches=K,
         sharder=sharder,
         with_log_prob=False,
+        with_step_logit=True,
+        log_prob_chunk=None,
+        layout=layout,
       )['step_logit_BT']
     if step_logit_BT is None:  # 'bce' weighs every step, whatever its logit
       step_logit_BT = jnp.zeros(
@@ -366,9 +241,9 @@ def gradient(
     weight_BT, counts = sprm.step_weights(
       step_logit_BT,
       batch['step_mask_BT'],
-      batch['correct_B'],
+      one_a_row_or_token(batch, 'correct'),
       kind=config.score_loss,
-      score_weight_B=batch['score_weight_B'],
+      score_weight_B=one_a_row_or_token(batch, 'score_weight'),
     )
     totals['score'] = sprm.step_loss_denominator(weight_BT)
     metrics['score/kept_positive'] = counts.kept_positive / jnp.maximum(
@@ -387,33 +262,24 @@ def gradient(
   }
   loss_and_grad = jax.grad(
     functools.partial(
-      _loss_sums,
+      loss_sums,
       totals=totals,
       seed=dropout_seed,
       model_config=model_config,
       config=config,
       sharder=sharder,
+      layout=layout,
     ),
     has_aux=True,
   )
   if K == 1:
     grads, sums = loss_and_grad(params, batch, weight_BT)
   else:
-    pieces = _micro_batches((batch, weight_BT), K, sharder)
-
-    def accumulate(carry, piece):
-      rows, weight = piece
-      return jax.tree.map(
-        jnp.add, carry, loss_and_grad(params, rows, weight)
-      ), (None)
-
-    zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(
-        loss_and_grad,
-        params,
-        *jax.tree.map(lambda x: x[0], pieces),
-      ),
+    pieces = places.micro_batches((batch, weight_BT), K, sharder)
+    count = None
+    if layout.packed:
+      count = places.num_used(pieces[0]['segment_BT'])
+    grads, sums = places.sum_pieces(
+      lambda piece: loss_and_grad(params, *piece), pieces, count
     )
-    (grads, sums), _ = jax.lax.scan(accumulate, zeros, pieces)
   return grads, {**metrics, **sums}

@@ -141,16 +141,18 @@ def _trained(**options):
   )
 
 
-@pytest.mark.parametrize('remat', ['full', 'dots'])
+# 'offload' moves block inputs to the host's memory and back: on a CPU, whose
+# memory that is, it saves what 'full' saves.
+@pytest.mark.parametrize('remat', ['full', 'dots', 'attention', 'offload'])
 def test_recomputation_changes_memory_and_nothing_else(remat):
   want, got = _trained(), _trained(remat=remat)
   np.testing.assert_allclose(got.value, want.value, rtol=1e-6)
   jax.tree.map(
-    lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-4),
+    lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5),
     got.grads,
     want.grads,
   )
-  share = {'full': 0.5, 'dots': 0.9}[remat]
+  share = {'full': 0.5, 'dots': 0.9, 'attention': 0.6, 'offload': 0.5}[remat]
   assert got.temporary < share * want.temporary
 
 

@@ -30,13 +30,15 @@ class Collected:
     rows: fields of a training batch (see training.step), this host's.
     metrics: reward/*, score/*, rollout/* of the step, over all hosts.
     tokens: response tokens drawn, by all hosts.
-    row_tokens: tokens of all rows, prompts included, of all hosts.
+    row_length_B: tokens of every row, prompt included, of all hosts.
+    prompt_length_B: of its prompt.
   """
 
   rows: Rows
   metrics: dict[str, float]
   tokens: int
-  row_tokens: int
+  row_length_B: np.ndarray
+  prompt_length_B: np.ndarray
 
 
 def base_rows(
@@ -257,6 +259,7 @@ def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
       'correct': correct_B,
       'length': length_B,
       'row_length': prompt_length_B + length_B,
+      'prompt_length': prompt_length_B,
       'marks': drawn.step_mask_PNR.sum(-1).reshape(B),
       'score': drawn.score_PN.reshape(B).astype(np.float64),
       'task': np.repeat([names.index(p.task) for p in problems], N),
@@ -266,7 +269,8 @@ def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
     rows,
     _metrics(found, N, names),
     int(found['length'].sum()),
-    int(found['row_length'].sum()),
+    found['row_length'],
+    found['prompt_length'],
   )
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from metastone_jax.telemetry.progress import format_count
 from metastone_jax.training.loop.recipe import PhaseConfig
+from metastone_jax.training.loop.row_plan import RowPlan
 from metastone_jax.training.loop.setup import Setup
 
 
@@ -19,11 +20,14 @@ def state_bytes(setup: Setup) -> int:
 def step_flops(setup: Setup, phase: PhaseConfig) -> float:
   """FLOPs of one step: 3 x forward on the trained rows, 1 x on the drawn.
 
-  Rows are counted at their full padded length, which is what is computed.
+  Rows are counted at their full padded length, which is what is computed; of
+  packed rows, the most that any lengths need.
   """
   T = setup.total_length
   forward = setup.model_config.forward_flops
-  trained = phase.rows_per_update * phase.updates_per_rollout * T
+  rows = setup.row_plan(phase)
+  trained = rows.num_rows(phase.rows_per_update) * rows.length
+  trained *= phase.updates_per_rollout
   drawn = phase.rollouts_per_step * setup.recipe.data.max_response_length
   return 3 * forward(trained, T / 2) + forward(drawn, T / 2)
 
@@ -37,6 +41,33 @@ def cache_bytes(setup: Setup, rows: int) -> int:
   width = jnp.dtype(model.dtype).itemsize
   slot = 2 * model.num_layers * model.num_kv_heads * model.head_width * width
   return rows * setup.recipe.data.max_response_length * slot
+
+
+def _layout(rows: RowPlan, pieces: int) -> list[str]:
+  """Lines on rows that hold several trajectories, or more than one needs."""
+  phase = rows.phase
+  size = rows.rows_per_microbatch
+  if phase.packed_length:
+    return [
+      f'    packing    rows of {rows.length} places (packed_length), each '
+      f'with several trajectories of up to {rows.longest}; {size} rows a '
+      f'micro-batch, and of {pieces} micro-batches only those are run that '
+      'hold a token'
+    ]
+  if phase.shared_prompt:
+    S, R = rows.layout.prompt_length, rows.layout.response_length
+    N = phase.samples_per_prompt
+    return [
+      f'    prompts    shared: rows of {S} prompt + {N} x {R} response places '
+      f'= {rows.length} instead of {N * rows.longest}; {size} rows a '
+      f'micro-batch, {pieces} micro-batches'
+    ]
+  if rows.length > rows.longest:
+    return [
+      f'    places     {rows.longest} padded to {rows.length}, which the mesh '
+      'can split'
+    ]
+  return []
 
 
 def describe(setup: Setup) -> str:
@@ -87,14 +118,21 @@ def describe(setup: Setup) -> str:
         f'{cache_bytes(setup, wave * phase.samples_per_prompt) / 1e9:.3f} GB'
         f'{waves}'
       )
-    pieces = phase.update_config.num_micro_batches
+    rows = setup.row_plan(phase)
+    pieces = rows.num_micro_batches
     per_update = phase.rollouts_per_step // phase.updates_per_rollout
     lines.append(
       f'    update     {phase.updates_per_rollout} a step, each {per_update} '
       f'responses + {phase.demonstrations_per_step} demonstrations = '
-      f'{phase.rows_per_update} sequences in {pieces} micro-batches of '
-      f'{phase.rows_per_update // pieces} (sequences_per_microbatch)'
+      f'{phase.rows_per_update} sequences in '
+      + (
+        f'{pieces} micro-batches of '
+        f'{phase.rows_per_update // pieces} (sequences_per_microbatch)'
+        if rows.sequences_per_row == 1
+        else f'{rows.num_rows(phase.rows_per_update)} rows'
+      )
     )
+    lines += _layout(rows, pieces)
     terms = []
     if phase.policy_coefficient:
       objective = phase.objective_config

@@ -11,13 +11,13 @@ from metastone_jax.model import ModelConfig
 from metastone_jax.parallel import Sharder
 from metastone_jax.sampling import SamplingConfig, sample
 from metastone_jax.training import step as step_lib
-from metastone_jax.training.loop.recipe import PhaseConfig
+from metastone_jax.training.loop.row_plan import RowPlan
 from metastone_jax.training.optimiser import OptimiserConfig
 from metastone_jax.training.state import abstract_state
 
 
 def update_program(
-  phase: PhaseConfig,
+  plan: RowPlan,
   *,
   model_config: ModelConfig,
   opt_config: OptimiserConfig,
@@ -36,7 +36,7 @@ def update_program(
       step_lib.update,
       model_config=model_config,
       opt_config=opt_config,
-      config=phase.update_config,
+      config=plan.update_config,
       sharder=sharder,
     ),
     donate_argnums=0,
@@ -45,19 +45,17 @@ def update_program(
 
 
 def log_prob_program(
-  phase: PhaseConfig, *, model_config: ModelConfig, sharder: Sharder
+  plan: RowPlan, *, model_config: ModelConfig, sharder: Sharder
 ):
   """The jitted pass (params, batch) -> old or reference log-probs."""
-  pieces = phase.update_config.num_micro_batches
-  if phase.rollouts_per_step % pieces:
-    pieces = 1
   return jax.jit(
     functools.partial(
       step_lib.log_prob_pass,
       model_config=model_config,
-      num_micro_batches=pieces,
+      num_micro_batches=plan.log_prob_micro_batches,
       sharder=sharder,
       with_step_logit=False,
+      layout=plan.layout,
     )
   )
 

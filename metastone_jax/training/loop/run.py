@@ -28,7 +28,11 @@ from metastone_jax.training import optimiser
 from metastone_jax.training import state as state_lib
 from metastone_jax.training.loop import collect as collect_lib
 from metastone_jax.training.loop import folder, plan, programs
-from metastone_jax.training.loop.batches import RolloutRows, count_tokens
+from metastone_jax.training.loop.batches import (
+  RolloutRows,
+  count_tokens,
+  demonstration_batch,
+)
 from metastone_jax.training.loop.heldout import Evaluator
 from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
 from metastone_jax.training.loop.schedule import learning_rates
@@ -200,14 +204,13 @@ class Run:
 
   def programs(self, phase: PhaseConfig):
     """The update and log-prob programs of a phase."""
+    rows = self.setup.row_plan(phase)
     shapes = dict(
       model_config=self.setup.model_config, sharder=self.setup.sharder
     )
     return (
-      programs.update_program(
-        phase, opt_config=self.recipe.optimiser, **shapes
-      ),
-      programs.log_prob_program(phase, **shapes),
+      programs.update_program(rows, opt_config=self.recipe.optimiser, **shapes),
+      programs.log_prob_program(rows, **shapes),
     )
 
   def run_phase(self) -> None:
@@ -272,8 +275,8 @@ class Run:
         self.problem_position, phase.prompts_per_step
       )
       metrics |= collected.metrics
-      tokens += collected.tokens + collected.row_tokens
-      rows = self.wanted_rows(phase, collected.rows, log_prob, watch)
+      tokens += collected.tokens + int(collected.row_length_B.sum())
+      rows = self.wanted_rows(phase, collected, log_prob, watch)
     rates = learning_rates(phase, self.phase_step)
     device_rates, seed = self.setup.sharder.put_replicated(
       (
@@ -283,6 +286,7 @@ class Run:
     )
     self.progress.status('update')
     device_metrics = []
+    padding = []
     with watch('update'):
       for u in range(phase.updates_per_rollout):
         demonstrations = None
@@ -296,11 +300,14 @@ class Run:
           demonstrations = collect_lib.demonstration_rows(batch, 0)
           tokens += count_tokens(demonstrations)
         if rows is None:
-          batch = self.setup.sharder.put_batch(demonstrations)
+          batch, share = demonstration_batch(
+            self.setup.hosts, self.setup.row_plan(phase), demonstrations
+          )
         else:
-          batch = rows.update_batch(
+          batch, share = rows.update_batch(
             u, phase.updates_per_rollout, demonstrations
           )
+        padding.append(share)
         self.state, values = update(self.state, batch, device_rates, seed)
         device_metrics.append(values)
       if rows is not None:
@@ -308,12 +315,13 @@ class Run:
         # time/rollout and time/update apart.
         jax.block_until_ready(self.state['params'])
     self.progress.status('')
+    metrics['update/padding'] = float(np.mean(padding))
     metrics |= {f'learning_rate/{name}': rate for name, rate in rates.items()}
     return metrics, device_metrics, tokens
 
-  def wanted_rows(self, phase, rows, log_prob, watch) -> RolloutRows:
+  def wanted_rows(self, phase, collected, log_prob, watch) -> RolloutRows:
     """Adds old and reference log-probs; drops fields no term reads."""
-    rows = dict(rows)
+    rows = dict(collected.rows)
     several = phase.updates_per_rollout > 1
     if several or phase.score_loss == 'bce' or not phase.score_coefficient:
       # Off-policy after the first mini-batch: the update computes them fresh.
@@ -324,7 +332,13 @@ class Run:
     if not phase.score_coefficient:
       for name in ('step_mask_BT', 'correct_B', 'score_weight_B'):
         del rows[name]
-    rows = RolloutRows(self.setup.hosts, rows)
+    rows = RolloutRows(
+      self.setup.hosts,
+      self.setup.row_plan(phase),
+      rows,
+      collected.row_length_B,
+      collected.prompt_length_B,
+    )
     names = []
     if phase.policy_coefficient:
       if several:
@@ -333,15 +347,7 @@ class Run:
         names.append(('ref_log_prob_BT', self.reference))
     if names:
       with watch('log_prob'):
-        batch = rows.on_devices(
-          (
-            'tokens_BT',
-            'target_BT',
-            'position_BT',
-            'segment_BT',
-            'temperature_B',
-          )
-        )
+        batch = rows.log_prob_batch()
         for name, params in names:
           rows.add(name, log_prob(params, batch)['log_prob_BT'])
     return rows

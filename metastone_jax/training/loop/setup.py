@@ -29,7 +29,8 @@ from metastone_jax.parallel import Hosts, Sharder, make_mesh
 from metastone_jax.sampling import SamplingConfig
 from metastone_jax.tasks import Mixture, build_mixture
 from metastone_jax.training.loop import programs
-from metastone_jax.training.loop.recipe import Recipe
+from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
+from metastone_jax.training.loop.row_plan import RowPlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +101,12 @@ class Setup:
       hosts.share(
         phase.prompts_per_step, f'phases.{phase.name}.prompts_per_step'
       )
-      piece = phase.sequences_per_microbatch or phase.rows_per_update
+      plan = RowPlan.of(phase, data, sharder)
+      piece = plan.rows_per_microbatch
       if piece % rows:
         raise UserError(
-          f'phases.{phase.name}: {piece} sequences a micro-batch do not divide '
-          f'over the {rows} devices of mesh axes data x fsdp; change '
+          f'phases.{phase.name}: {piece} {plan.what} a micro-batch do not '
+          f'divide over the {rows} devices of mesh axes data x fsdp; change '
           'sequences_per_microbatch or mesh'
         )
     draw = recipe.sampling
@@ -184,6 +186,10 @@ class Setup:
       num_demonstrations=data.num_demonstrations if split == 'train' else 0,
       template=self.chat,
     )
+
+  def row_plan(self, phase: PhaseConfig) -> RowPlan:
+    """How a phase lays trajectories into rows."""
+    return RowPlan.of(phase, self.recipe.data, self.sharder)
 
   @property
   def total_length(self) -> int:

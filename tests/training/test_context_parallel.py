@@ -1,0 +1,157 @@
+"""Rows split over devices, in zig-zag order: nothing else changes."""
+
+import dataclasses
+import functools
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from kernels.attention import Layout
+from metastone_jax.errors import UserError
+from metastone_jax.parallel import Sharder
+from metastone_jax.training import optimiser, packing, places, step
+from metastone_jax.training import state as state_lib
+from tests import quick
+from tests.model import naive
+from tests.training import trajectories
+from tests.training.batches import (
+  SEED,
+  STEP,
+  assert_trees_close,
+  gradient,
+  model_config,
+)
+
+
+def _padded(objective, dtype, multiple):
+  rows = trajectories.make_rows(objective, dtype)
+  return packing.lay_out(
+    trajectories.without_prompt_length(rows), None, multiple
+  )
+
+
+@pytest.mark.parametrize(
+  ('objective', 'sizes'),
+  [
+    ('gspo', dict(data=2, sequence=2, tensor=2)),
+    ('grpo', dict(fsdp=2, sequence=4)),
+  ],
+)
+def test_split_rows_give_the_update_of_whole_rows(objective, sizes):
+  """Loss, all gradients and all metrics; micro-batches; dropout on."""
+  with jax.enable_x64(True):
+    sharder = trajectories.mesh(**sizes)
+    multiple = places.length_multiple(sharder)
+    assert multiple == (4 if 'tensor' in sizes else 8)
+    rows = _padded(objective, 'float64', multiple)
+    trajectories.check(objective, 'float64', rows, sharder, num_micro_batches=2)
+
+
+@pytest.mark.parametrize('objective', ['dr_grpo', 'dapo'])
+def test_packed_rows_split_over_devices(objective):
+  rows = trajectories.make_rows(objective, 'float32')
+  moved, _, options = trajectories.packed(rows, 32, 4)
+  sharder = trajectories.mesh(data=2, sequence=4)
+  trajectories.check(objective, 'float32', moved, sharder, **options)
+
+
+def test_log_probs_come_back_in_the_order_of_the_row():
+  mconfig = model_config('float32')
+  rows = _padded('grpo', 'float32', 8)
+
+  def run(sharder):
+    program = functools.partial(
+      step.log_prob_pass,
+      model_config=mconfig,
+      num_micro_batches=2,
+      sharder=sharder,
+    )
+    return jax.device_get(
+      quick.jit(program)(
+        trajectories.params('float32'), sharder.put_batch(rows)
+      )
+    )
+
+  want, got = run(Sharder()), run(trajectories.mesh(fsdp=2, sequence=4))
+  real = rows['segment_BT'] != 0
+  for name, value in want.items():
+    np.testing.assert_allclose(
+      got[name][real], value[real], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_length_that_cannot_be_split_is_named():
+  sharder = trajectories.mesh(sequence=4, tensor=2)
+  with pytest.raises(UserError, match='rows of 12 places.*a multiple of 8'):
+    places.stored_layout(Layout(), sharder, 12)
+  assert places.stored_layout(Layout(packed=True), sharder, 16) == Layout(
+    packed=True, zigzag=4
+  )
+  assert places.length_multiple(trajectories.mesh(fsdp=8)) == 1
+
+
+def test_hidden_states_stay_on_their_devices(monkeypatch):
+  """No program moves a (B, T, D) array: only keys, values and parameters.
+
+  Heads run in several chunks; chunks cut across devices would gather all.
+  """
+  monkeypatch.setattr('kernels.scoring_head.op._HIDDEN_BUDGET', 4 * 64 * 2)
+  mconfig = dataclasses.replace(
+    model_config('float32'), width=32, num_kv_heads=1, remat='full'
+  )
+  sharder = trajectories.mesh(fsdp=2, sequence=4)
+  rows = _padded('grpo', 'float32', 32)
+  state = state_lib.abstract_state(
+    mconfig, optimiser.OptimiserConfig(), sharder
+  )
+  program = jax.jit(
+    functools.partial(
+      step.gradient,
+      model_config=mconfig,
+      config=trajectories.update_config('grpo', log_prob_chunk=2),
+      sharder=sharder,
+    )
+  )
+  compiled = program.lower(
+    state['params'], sharder.put_batch(rows), SEED, STEP
+  ).compile()
+  found = re.findall(
+    r'= \(?\w+\[([\d,]*)\].* (all-gather|all-to-all|all-reduce|'
+    r'reduce-scatter|collective-permute)(?:-start)?\(',
+    compiled.as_text(),
+  )
+  assert {'all-gather', 'all-reduce'} <= {kind for _, kind in found}
+  local, T = len(rows['tokens_BT']) // 2, rows['tokens_BT'].shape[1]
+  keys = local * T * mconfig.num_kv_heads * mconfig.head_width
+  parameters = max(x.size for x in jax.tree.leaves(state['params']))
+  largest = max(math.prod(map(int, s.split(','))) for s, _ in found if s)
+  assert largest <= max(keys, parameters) < local * T * mconfig.width
+
+
+def test_splash_packed_and_split_is_the_plain_update():
+  """The kernels of a TPU in interpret mode, inside shard_map on 8 devices."""
+  base = dataclasses.replace(
+    model_config('float32'), num_heads=2, num_kv_heads=1, head_width=128
+  )
+  rows = trajectories.make_rows('grpo', 'float32')
+  config = trajectories.update_config('grpo')
+  parameters = naive.random_params(base)
+  want = gradient(
+    parameters, trajectories.without_prompt_length(rows), config, base
+  )
+  # 256 places: 128 a device, the least that the kernel takes.
+  moved, placement, options = trajectories.packed(rows, 256, 2)
+  assert placement.sequence_BT.max() == len(rows['tokens_BT'])
+  splash = dataclasses.replace(base, attention='splash', interpret_kernels=True)
+  sharder = trajectories.mesh(data=2, sequence=2, tensor=2)
+  got = gradient(
+    parameters,
+    sharder.put_batch(moved),
+    dataclasses.replace(config, **options),
+    splash,
+    sharder,
+  )
+  assert_trees_close(got, want, rtol=1e-4, atol=1e-4)
