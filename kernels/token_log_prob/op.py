@@ -72,7 +72,9 @@ def token_log_prob(
 
   Args:
     hidden_BTD: final hidden states, after the last norm.
-    kernel_DV: the language-model head (the transposed embedding when tied).
+    kernel_DV: the language-model head (the transposed embedding when tied),
+      best the float32 master: it is cast to the dtype of the hidden states
+      before it travels, and its gradient is never rounded.
     target_BT: int32, the token taken after each position, in [0, V).
     temperature: logits are divided by it; a number, one a row (B,) or one a
       token (B, T). It is a constant: no gradient. (SPEC 4: trainer, old and
@@ -153,14 +155,17 @@ def _fwd(hidden_BTD, kernel_DV, target_BT, temperature_BT, static):
       out_specs=(token,) * 3,
       check_vma=False,
     )
-  args = hidden_BTD, kernel_DV, target_BT, temperature_BT
-  log_prob, entropy, log_z = local(*args)
-  return (log_prob, entropy), (*args, log_z, entropy)
+  cast_DV = kernel_DV.astype(hidden_BTD.dtype)
+  log_prob, entropy, log_z = local(
+    hidden_BTD, cast_DV, target_BT, temperature_BT
+  )
+  residuals = hidden_BTD, kernel_DV, target_BT, temperature_BT, log_z, entropy
+  return (log_prob, entropy), residuals
 
 
 def _bwd(static, residuals, cotangents):
   split = static.split
-  kernel_DV = residuals[1]
+  hidden_BTD, kernel_DV, *rest = residuals
 
   def local(hidden, kernel, target, *rest):
     d_hidden, d_kernel = xla.backward(
@@ -181,7 +186,7 @@ def _bwd(static, residuals, cotangents):
           )
         else:
           d_kernel = jax.lax.psum(d_kernel, axis)
-    return d_hidden.reshape(hidden.shape), d_kernel.astype(kernel.dtype)
+    return d_hidden.reshape(hidden.shape), d_kernel
 
   if split is not None:
     token, hidden_spec, head = _specs(split)
@@ -198,7 +203,9 @@ def _bwd(static, residuals, cotangents):
       ),
       check_vma=False,
     )
-  d_hidden, d_kernel = local(*residuals, *cotangents)
+  d_hidden, d_kernel = local(
+    hidden_BTD, kernel_DV.astype(hidden_BTD.dtype), *rest, *cotangents
+  )
   return d_hidden, d_kernel.astype(kernel_DV.dtype), None, None
 
 

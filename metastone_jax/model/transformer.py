@@ -119,11 +119,14 @@ class ReflectiveModel(nnx.Module):
     """Rows of the embedding: (...) int32 -> (..., D)."""
     return self.embedding[...].astype(self.config.dtype)[token]
 
+  def _policy_master_DV(self) -> jax.Array:  # noqa: N802 (shape suffix)
+    if self.config.tied_embeddings:
+      return self.embedding[...].T
+    return self.policy_kernel[...]
+
   def policy_kernel_DV(self) -> jax.Array:  # noqa: N802 (shape suffix)
     """The language-model head in the compute dtype."""
-    if self.config.tied_embeddings:
-      return self.embedding[...].astype(self.config.dtype).T
-    return self.policy_kernel[...].astype(self.config.dtype)
+    return self._policy_master_DV().astype(self.config.dtype)
 
   def _rotation(self, position: jax.Array) -> tuple[jax.Array, jax.Array]:
     config = self.config
@@ -238,7 +241,7 @@ class ReflectiveModel(nnx.Module):
       sharder: activation shardings.
       chunk: see `kernels.token_log_prob`.
     """
-    kernel_DV = self.policy_kernel_DV()
+    kernel_DV = self._policy_master_DV()
     split = None
     if sharder.mesh is not None:
       batch, length = sharder.mesh_axes(('batch', 'length'), target_BT.shape)
