@@ -1,33 +1,36 @@
 r"""1.5B, the released recipe (MetaStone-S1-1.5B from DeepScaleR-1.5B).
 
-  python -m launch.train --config=configs/1p5b.py \
-    --config.model.source=FOLDER --workdir=runs/1p5b
+  python -m launch.train \
+    --config=configs/1p5b.py:mesh=v5e-16,source=gs://BUCKET/DSR-1.5B,data=TASK \
+    --workdir=gs://BUCKET/runs/1p5b
 
-FOLDER is a Hugging Face folder (DeepScaleR-1.5B,
-R1-Distill-Qwen-1.5B) or one of launch.ingest;
-with the released `score_module.pt` beside the weights, training goes on from
-it. Values: released training script. A rollout keeps the cache of all its rows
-at once, which `--plan` prints: prompts and lengths must be chosen to fit the
-devices.
+source is a Hugging Face folder (DeepScaleR-1.5B, R1-Distill-Qwen-1.5B) or one
+of launch.ingest; with the released `score_module.pt` beside the weights,
+training goes on from it. mesh is one of the machines in `c.layouts`, all
+compiled for in docs/pod_fit.md; `runlocal` shortens everything. Values:
+released script.
 """
 
 import ml_collections
 
+from configs import common
+
 
 def get_config(arg: str = ''):
-  """The recipe. No arguments are known."""
-  if arg:
-    raise ValueError(f'configs/1p5b.py takes no argument, got {arg!r}')
+  """The recipe; `arg` see configs/common.py."""
   c = ml_collections.ConfigDict()
   c.name = '1p5b'
   c.seed = 0  # draws, dropout, a fresh head and order; not the problems
   c.model = dict(
     source='',  # Hugging Face folder, .gguf file or folder of launch.ingest
+    preset='1.5b',  # its shape, for launch.compile: DeepScaleR-1.5B
     dtype='bfloat16',  # compute and key/value cache; masters are float32
     remat='full',  # recompute each block in the backward pass
     vocab_multiple=128,  # embedding rows are padded to a multiple of it
   )
-  c.mesh = dict(fsdp=-1, tensor=1)
+  c.layout = ''  # one of c.layouts below; '' = the next two lines
+  c.mesh = dict(fsdp=-1)  # over all devices
+  c.rollout_mesh = dict(data=-1)  # over the devices of one host
   c.sinks = ()  # more places for metrics: 'tensorboard', 'wandb'
   c.start_from = ''  # a run's checkpoints folder whose parameters replace those
   c.start_from_step = -1  # -1 = its newest
@@ -37,8 +40,8 @@ def get_config(arg: str = ''):
     step_marks=('.\n\n',),  # a step ends with this token
     instruction='\nPlease reason step by step, and put your final answer '
     'within \\boxed{}.',
-    tasks=dict(chain_sum=1.0),  # shares of the problems (reasoning-gym)
-    task_options=dict(chain_sum=dict(min_terms=4, max_terms=8)),
+    source='',  # what the problems come from: a task's name
+    task_options=dict(),  # task name -> its options
     seed=0,  # which problems exist, the same for every run
     num_demonstrations=0,  # no supervised phase
     max_prompt_length=1024,  # tokens
@@ -52,6 +55,7 @@ def get_config(arg: str = ''):
     evaluation_top_p=0.95,
     aggregator='geometric',  # trace score: geometric mean of step scores
     released_selection=False,  # finished candidates first
+    problems_per_wave=0,  # that a host draws at once; 0 = all of its share
   )
   c.optimiser = dict(
     clip_norm=1.0,  # of each group's gradient
@@ -59,6 +63,7 @@ def get_config(arg: str = ''):
     b2=0.999,
     eps=1e-8,
     weight_decay=0.01,
+    first_moment_dtype='float32',
   )
 
   c.phase_order = ('joint',)
@@ -96,4 +101,27 @@ def get_config(arg: str = ''):
     every=10,  # steps; ends of phases are always saved and kept
     max_to_keep=2,
   )
+
+  # What depends on the machine.
+  c.layouts = {
+    'v5e-16': dict(
+      mesh=dict(fsdp=16),
+      rollout_mesh=dict(data=4),
+      sampling=dict(problems_per_wave=8),
+      phases=dict(joint=dict(sequences_per_microbatch=16)),
+    ),
+    'v6e-8': dict(
+      mesh=dict(fsdp=8),
+      rollout_mesh=dict(data=8),
+      sampling=dict(problems_per_wave=32),
+      phases=dict(joint=dict(sequences_per_microbatch=16)),
+    ),
+    'h100-1': dict(
+      mesh=dict(fsdp=1),
+      rollout_mesh=dict(data=1),
+      sampling=dict(problems_per_wave=8),
+      phases=dict(joint=dict(sequences_per_microbatch=4)),
+    ),
+  }
+  common.apply_argument(c, arg)
   return c

@@ -1,32 +1,35 @@
 r"""32B, the released recipe (MetaStone-S1-32B, XBai-o4).
 
-  python -m launch.train --config=configs/32b.py \
-    --config.model.source=FOLDER --workdir=runs/32b
+  python -m launch.train \
+    --config=configs/32b.py:mesh=v5p-128,source=gs://BUCKET/QwQ-32B,data=TASK \
+    --workdir=gs://BUCKET/runs/32b
 
-FOLDER is a Hugging Face folder (QwQ-32B, Qwen3-32B) or one of launch.ingest;
+source is a Hugging Face folder (QwQ-32B, Qwen3-32B) or one of launch.ingest;
 with the released `score_module.pt` beside the weights, training goes on from
-it. Values: released training script. A rollout keeps the cache of all its rows
-at once, which `--plan` prints (8.8 TB at these values): prompts and lengths
-must be chosen to fit the devices.
+it. mesh is one of the machines in `c.layouts`, all compiled for in
+docs/pod_fit.md; `runlocal` shortens everything. Values: released script.
 """
 
 import ml_collections
 
+from configs import common
+
 
 def get_config(arg: str = ''):
-  """The recipe. No arguments are known."""
-  if arg:
-    raise ValueError(f'configs/32b.py takes no argument, got {arg!r}')
+  """The recipe; `arg` see configs/common.py."""
   c = ml_collections.ConfigDict()
   c.name = '32b'
   c.seed = 0  # draws, dropout, a fresh head and order; not the problems
   c.model = dict(
     source='',  # Hugging Face folder, .gguf file or folder of launch.ingest
+    preset='32b',  # its shape, for launch.compile: QwQ-32B
     dtype='bfloat16',  # compute and key/value cache; masters are float32
     remat='full',  # recompute each block in the backward pass
     vocab_multiple=128,  # embedding rows are padded to a multiple of it
   )
-  c.mesh = dict(fsdp=-1, tensor=4)
+  c.layout = ''  # one of c.layouts below; '' = the next two lines
+  c.mesh = dict(fsdp=-1)  # over all devices
+  c.rollout_mesh = dict(data=-1)  # over the devices of one host
   c.sinks = ()  # more places for metrics: 'tensorboard', 'wandb'
   c.start_from = ''  # a run's checkpoints folder whose parameters replace those
   c.start_from_step = -1  # -1 = its newest
@@ -36,8 +39,8 @@ def get_config(arg: str = ''):
     step_marks=('.\n\n',),  # a step ends with this token
     instruction='\nPlease reason step by step, and put your final answer '
     'within \\boxed{}.',
-    tasks=dict(chain_sum=1.0),  # shares of the problems (reasoning-gym)
-    task_options=dict(chain_sum=dict(min_terms=4, max_terms=8)),
+    source='',  # what the problems come from: a task's name
+    task_options=dict(),  # task name -> its options
     seed=0,  # which problems exist, the same for every run
     num_demonstrations=0,  # no supervised phase
     max_prompt_length=2048,  # tokens
@@ -51,6 +54,7 @@ def get_config(arg: str = ''):
     evaluation_top_p=0.95,
     aggregator='geometric',  # trace score: geometric mean of step scores
     released_selection=False,  # finished candidates first
+    problems_per_wave=0,  # that a host draws at once; 0 = all of its share
   )
   c.optimiser = dict(
     clip_norm=1.0,  # of each group's gradient
@@ -58,6 +62,7 @@ def get_config(arg: str = ''):
     b2=0.999,
     eps=1e-8,
     weight_decay=0.01,
+    first_moment_dtype='float32',
   )
 
   c.phase_order = ('joint',)
@@ -95,4 +100,33 @@ def get_config(arg: str = ''):
     every=10,  # steps; ends of phases are always saved and kept
     max_to_keep=2,
   )
+
+  # What depends on the machine.
+  c.layouts = {
+    'v5p-128': dict(
+      mesh=dict(fsdp=16, tensor=4),
+      rollout_mesh=dict(tensor=4),
+      sampling=dict(problems_per_wave=3),  # 24 responses a host at a time
+      phases=dict(joint=dict(sequences_per_microbatch=32)),
+    ),
+    'v5p-256': dict(
+      mesh=dict(fsdp=32, tensor=4),
+      rollout_mesh=dict(tensor=4),
+      sampling=dict(problems_per_wave=2),
+      phases=dict(joint=dict(sequences_per_microbatch=64)),
+    ),
+    'v6e-256': dict(
+      mesh=dict(fsdp=32, sequence=2, tensor=4),
+      rollout_mesh=dict(tensor=4),
+      sampling=dict(problems_per_wave=1),
+      phases=dict(joint=dict(sequences_per_microbatch=32)),
+    ),
+    'h100-64': dict(
+      mesh=dict(fsdp=8, tensor=8),
+      rollout_mesh=dict(tensor=8),
+      sampling=dict(problems_per_wave=4),
+      phases=dict(joint=dict(sequences_per_microbatch=8)),
+    ),
+  }
+  common.apply_argument(c, arg)
   return c

@@ -24,6 +24,7 @@ from metastone_jax.checkpoints import (
   write_json_atomic,
 )
 from metastone_jax.errors import UserError
+from metastone_jax.parallel import distributed
 from metastone_jax.telemetry import Progress
 from metastone_jax.training import loop
 
@@ -156,6 +157,8 @@ def main() -> None:
   """Parses, loads, evaluates, reports."""
   if _CHECKPOINT.value is None:
     raise UserError('--checkpoint is missing: name the folder of a run')
+  if _MODE.value == 'trace':
+    cli.refuse_several('launch.evaluate --mode=trace')
   ks = _ks()
   root = epath.Path(_CHECKPOINT.value)
   if root.name == 'checkpoints':
@@ -191,14 +194,16 @@ def main() -> None:
   if _MODE.value == 'trace':
     _evaluate_traces(evaluator, params, tasks, sampling, ks, out)
     return
-  with Progress() as progress:
+  primary = distributed.is_primary()
+  with Progress(enabled=primary) as progress:
     for task in tasks:
       kind = '-released' if _RELEASED.value else ''
       name = f'{task}-{_PROBLEMS.value}x{_SAMPLES.value}-step{step}{kind}-{key}'
       path = out / f'{name}.npz'
       ids = '-token_ids' if _TOKEN_IDS.value else ''
       results = out / f'{name}{ids}.jsonl'
-      if path.exists() and results.exists():
+      done = path.exists() and results.exists()
+      if distributed.from_primary('evaluated', done):
         samples = evaluation.EvaluationSamples.load(path)
       else:
         total = _PROBLEMS.value * _SAMPLES.value
@@ -211,6 +216,8 @@ def main() -> None:
           progress=lambda done, total: progress.update(done),
           keep_token_ids=_TOKEN_IDS.value,
         )
+        if not primary:
+          continue
         samples = dataclasses.replace(samples, released=_RELEASED.value)
         evaluation.write_results(
           results,
@@ -223,6 +230,8 @@ def main() -> None:
         )
         # Last: it says that the task is done.
         samples.save(path)
+      if not primary:
+        continue
       summary = evaluation.summarise(samples, ks)
       progress.note('\n' + evaluation.terminal_summary(summary))
       write_json_atomic(out / f'{task}{kind}.json', summary)

@@ -374,16 +374,7 @@ class CheckpointManager:
 
   def _finish(self, step: int, arrays: Mapping[str, Any]) -> None:
     """Waits for orbax's commit; then the record; then the removals."""
-    try:
-      self._io.finish_write()
-    except (OSError, ValueError) as error:  # ValueError: tensorstore's
-      # The reason stands last, after the names of arrays and files.
-      text = ' '.join(str(error).split()).split(' [source locations')[0]
-      raise UserError(
-        f'{self._name(step)} could not be written: {text[:90]} ... '
-        f'{text[-200:]}; the earlier checkpoints stand: free space, or write '
-        'elsewhere'
-      ) from error
+    self._io.finish_write(self._name(step))
     # Every process has written and sees what all have written.
     distributed.barrier(f'checkpoint {step} written')
     names = _share(integrity.list_files(self.step_dir(step)))

@@ -16,6 +16,7 @@ from absl import logging
 from etils import epath
 
 from metastone_jax.checkpoints import trees
+from metastone_jax.errors import UserError
 
 # Part of the name of directories that a killed save leaves on local disks.
 TEMPORARY = '.orbax-checkpoint-tmp'
@@ -101,10 +102,25 @@ class OrbaxIO:
       force=True,
     )
 
-  def finish_write(self) -> None:
-    """Waits until the step is committed; raises what went wrong."""
-    self._orbax.wait_until_finished()
-    self._orbax.check_for_errors()
+  def finish_write(self, name: str) -> None:
+    """Waits until the step is committed.
+
+    Args:
+      name: of the checkpoint, for the message.
+
+    Raises:
+      UserError: it could not be written.
+    """
+    try:
+      self._orbax.wait_until_finished()
+      self._orbax.check_for_errors()
+    except (OSError, ValueError) as error:  # ValueError: tensorstore's
+      # The reason stands last, after the names of arrays and files.
+      text = ' '.join(str(error).split()).split(' [source locations')[0]
+      raise UserError(
+        f'{name} could not be written: {text[:90]} ... {text[-200:]}; the '
+        'earlier checkpoints stand: free space, or write elsewhere'
+      ) from error
 
   def read_extra(self, step: int) -> dict[str, Any]:
     """Returns the JSON object of `step`."""

@@ -8,6 +8,7 @@ Shapes alone are needed: no weights, no tokenizer, no data.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from metastone_jax.model import (
   abstract_params,
   param_axes,
   preset,
+  unstack_params,
 )
 from metastone_jax.parallel import Sharder, make_mesh
 from metastone_jax.parallel.mesh import MESH_AXES, mesh_shape
@@ -217,12 +219,15 @@ def abstract_batch(
   }
 
 
-def _params(config: ModelConfig, sharder: Sharder, dtype=None):
+def _params(config: ModelConfig, sharder: Sharder, *, unstacked: bool):
+  """Parameters in the compute dtype, as decoding or training holds them."""
   shapes = abstract_params(config)
+  if unstacked:
+    shapes = jax.eval_shape(functools.partial(unstack_params, config), shapes)
   return jax.tree.map(
-    lambda x, axes: _struct(sharder, x.shape, dtype or x.dtype, *axes),
+    lambda x, axes: _struct(sharder, x.shape, config.dtype, *axes),
     shapes,
-    param_axes(config),
+    param_axes(config, unstacked=unstacked),
   )
 
 
@@ -312,7 +317,7 @@ def recipe_programs(plan: Plan, devices: list, host_devices: list):
       row_plan, model_config=model, sharder=sharder
     )
     return program.lower(
-      _params(model, sharder, model.dtype),
+      _params(model, sharder, unstacked=False),
       abstract_batch(
         row_plan,
         sharder,
@@ -367,7 +372,7 @@ def _rollout(plan: Plan, devices: list) -> Program:
     return programs.rollout_program(
       sampling, model_config=model, sharder=sharder
     ).lower(
-      _params(model, sharder, model.dtype),
+      _params(model, sharder, unstacked=True),
       _struct(sharder, (P, S), integer, 'batch', None),
       _struct(sharder, (P,), integer, 'batch'),
       jax.ShapeDtypeStruct((), integer),

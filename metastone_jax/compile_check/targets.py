@@ -115,6 +115,8 @@ class Target:
   @property
   def hosts(self) -> int:
     """Hosts (nodes) of the machine."""
+    if self.family in ('v5e', 'v6e') and self.chips <= 8:
+      return 1  # these slices are one machine of up to 8 chips
     return max(1, self.devices // self.chip.host_devices)
 
   def one_host(self) -> 'Target':

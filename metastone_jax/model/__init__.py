@@ -9,3 +9,4 @@ from metastone_jax.model.transformer import ReflectiveModel as ReflectiveModel
 from metastone_jax.model.transformer import abstract_params as abstract_params
 from metastone_jax.model.transformer import init_params as init_params
 from metastone_jax.model.transformer import param_axes as param_axes
+from metastone_jax.model.transformer import unstack_params as unstack_params

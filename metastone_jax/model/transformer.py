@@ -73,7 +73,9 @@ _AXES = {
 class ReflectiveModel(nnx.Module):
   """Backbone in two stacks, policy head, score head."""
 
-  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+  def __init__(
+    self, config: ModelConfig, *, rngs: nnx.Rngs, unstacked: bool = False
+  ):
     self.config = config
     D, V = config.width, config.padded_vocab_size
     dtype = jnp.dtype(config.param_dtype)
@@ -89,8 +91,13 @@ class ReflectiveModel(nnx.Module):
 
       return create(rngs)
 
-    self.low = stack(config.split)
-    self.high = stack(config.num_layers - config.split)
+    if unstacked:
+      self.blocks = nnx.List(
+        [Block(config, rngs=rngs) for _ in range(config.num_layers)]
+      )
+    else:
+      self.low = stack(config.split)
+      self.high = stack(config.num_layers - config.split)
     self.final_norm = nnx.Param(jnp.ones((D,), dtype))
     if not config.tied_embeddings:
       self.policy_kernel = nnx.Param(
@@ -100,8 +107,13 @@ class ReflectiveModel(nnx.Module):
 
   @staticmethod
   def bind(config: ModelConfig, params: Params) -> 'ReflectiveModel':
-    """A module over these parameters; call it inside a jitted function."""
-    return nnx.merge(_graph(config), params)
+    """A module over these parameters; call it inside a jitted function.
+
+    Args:
+      config: shapes.
+      params: as `init_params` or as `unstack_params` gives them.
+    """
+    return nnx.merge(_graph(config, 'blocks' in params), params)
 
   def embed(self, token: jax.Array) -> jax.Array:
     """Rows of the embedding: (...) int32 -> (..., D)."""
@@ -173,8 +185,9 @@ class ReflectiveModel(nnx.Module):
       layout=layout,
       keep_cache=keep_cache,
     )
-    feature, low = run(self.low, x)
-    x, high = run(self.high, feature)
+    stacks = self._stacks()
+    feature, low = run(stacks[0], x)
+    x, high = run(stacks[1], feature)
     hidden = rms_norm(x, self.final_norm[...], config.norm_eps)
     return hidden, feature, (low, high)
 
@@ -341,8 +354,27 @@ class ReflectiveModel(nnx.Module):
     hidden = rms_norm(x, self.final_norm[...], config.norm_eps)
     return hidden, feature, tuple(updated)
 
+  def _stacks(self) -> tuple[Block, Block]:
+    """Blocks [0, f) and [f, L), each with a leading layer axis."""
+    if not hasattr(self, 'blocks'):
+      return self.low, self.high
+
+    def stack(blocks):
+      graph, _ = nnx.split(blocks[0])
+      states = [nnx.split(block)[1] for block in blocks]
+      return nnx.merge(graph, jax.tree.map(lambda *x: jnp.stack(x), *states))
+
+    f = self.config.split
+    return stack(self.blocks[:f]), stack(self.blocks[f:])
+
   def layers(self) -> list[Block]:
-    """All blocks unstacked (static slices): the decode loop unrolls them."""
+    """All blocks one by one: the decode loop unrolls them.
+
+    Of stacked parameters these are slices, which XLA copies once a program;
+    `unstack_params` makes that copy where the parameters are moved anyway.
+    """
+    if hasattr(self, 'blocks'):
+      return list(self.blocks)
     blocks = []
     for stack, count in (
       (self.low, self.config.split),
@@ -357,9 +389,26 @@ class ReflectiveModel(nnx.Module):
 
 
 @functools.cache
-def _graph(config: ModelConfig):
-  model = nnx.eval_shape(lambda: ReflectiveModel(config, rngs=nnx.Rngs(0)))
+def _graph(config: ModelConfig, unstacked: bool = False):
+  model = nnx.eval_shape(
+    lambda: ReflectiveModel(config, rngs=nnx.Rngs(0), unstacked=unstacked)
+  )
   return nnx.split(model)[0]
+
+
+def unstack_params(config: ModelConfig, params: Params) -> Params:
+  """The same parameters with a tree a layer, `blocks`, instead of two stacks.
+
+  What decoding wants: see `ReflectiveModel.layers`. Inside a jitted function,
+  or on abstract parameters under `jax.eval_shape`.
+  """
+  blocks = {}
+  for name, first in (('low', 0), ('high', config.split)):
+    count = jax.tree.leaves(params[name])[0].shape[0]
+    for i in range(count):
+      blocks[first + i] = jax.tree.map(lambda x, i=i: x[i], params[name])
+  rest = {k: v for k, v in params.items() if k not in ('low', 'high')}
+  return {**rest, 'blocks': blocks}
 
 
 def abstract_params(config: ModelConfig) -> Params:
@@ -375,11 +424,21 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
   )
 
 
-def param_axes(config: ModelConfig) -> Params:
-  """Logical axis names of every parameter, in the tree of the parameters."""
+def param_axes(config: ModelConfig, *, unstacked: bool = False) -> Params:
+  """Logical axis names of every parameter, in the tree of the parameters.
+
+  Args:
+    config: shapes.
+    unstacked: of the tree that `unstack_params` gives.
+  """
 
   def axes(path, leaf):
     names = _AXES[path[-1].key]
     return ('layer',) * (len(leaf.shape) - len(names)) + names
 
-  return jax.tree_util.tree_map_with_path(axes, abstract_params(config))
+  abstract = abstract_params(config)
+  if unstacked:
+    abstract = jax.eval_shape(
+      functools.partial(unstack_params, config), abstract
+    )
+  return jax.tree_util.tree_map_with_path(axes, abstract)

@@ -11,7 +11,7 @@ A job of one process is a job of one host: the same code.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -117,13 +117,21 @@ class Hosts:
 
   # Parameters, to every host.
 
-  def local_copy(self, params: Any, axes: Any, dtype: Any) -> Any:
+  def local_copy(
+    self,
+    params: Any,
+    axes: Any,
+    dtype: Any,
+    prepare: Callable[[Any], Any],
+  ) -> Any:
     """Parameters for this host's own programs, cast before they travel.
 
     Args:
       params: on the mesh of all devices.
-      axes: the matching tree of logical axes.
+      axes: logical axes, a tree like `prepare(params)`.
       dtype: wanted.
+      prepare: rearranges the tree, in the same program; give the same function
+        every time, or the program is compiled anew.
 
     Returns:
       The tree on the rollout mesh; `params` itself on a single device, where
@@ -138,10 +146,10 @@ class Hosts:
         if self.local.mesh is None
         else self.local.spec(names, x.shape),
       ),
-      params,
+      jax.eval_shape(prepare, params),
       axes,
     )
-    spread = self._move(params, wanted, dtype)
+    spread = self._move(params, wanted, dtype, prepare)
     return jax.tree.map(self._own_part, spread)
 
   def _own_part(self, x: jax.Array) -> jax.Array:
@@ -158,18 +166,20 @@ class Hosts:
       x.shape, sharding, [pieces[d] for d in self.local.mesh.local_devices]
     )
 
-  def _move(self, tree: Any, shardings: Any, dtype: Any = None) -> Any:
+  def _move(
+    self, tree: Any, shardings: Any, dtype: Any = None, prepare=None
+  ) -> Any:
     """Casts and lays out anew: one program where the device orders agree."""
-    leaves, treedef = jax.tree.flatten(tree)
-    targets = jax.tree.leaves(shardings)
+    targets, treedef = jax.tree.flatten(shardings)
     same = list(self.spread.devices.flat) == list(
       self.sharder.mesh.devices.flat
     )
     if same:
-      moved = _cast(tuple(targets), dtype)(leaves)
+      moved = _cast(tuple(targets), dtype, prepare)(tree)
     else:
-      if dtype is not None:
-        leaves = _cast(None, dtype)(leaves)
+      leaves = jax.tree.leaves(tree)
+      if dtype is not None or prepare is not None:
+        leaves = _cast(None, dtype, prepare)(tree)
       moved = jax.device_put(leaves, targets)
     return jax.tree.unflatten(treedef, moved)
 
@@ -198,13 +208,12 @@ class Hosts:
 
 
 @functools.lru_cache(maxsize=64)
-def _cast(shardings: tuple | None, dtype: Any):
-  """The jitted cast of a list of arrays into these shardings."""
+def _cast(shardings: tuple | None, dtype: Any, prepare: Any):
+  """The jitted rearrangement and cast of a tree into a list of arrays."""
 
-  def cast(leaves):
-    if dtype is None:
-      return leaves
-    return [x.astype(dtype) for x in leaves]
+  def cast(tree):
+    leaves = jax.tree.leaves(tree if prepare is None else prepare(tree))
+    return leaves if dtype is None else [x.astype(dtype) for x in leaves]
 
   return jax.jit(
     cast, out_shardings=None if shardings is None else list(shardings)

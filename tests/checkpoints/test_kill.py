@@ -57,7 +57,7 @@ def mark_then_die(state):
   integrity.Records.mark = wrapped
 
 def half_of_the_files(root):
-  def wrapped(self):
+  def wrapped(self, name):
     # Wait for the first bytes of arrays, then die while orbax goes on.
     while not any(
       folder.startswith('20') and names and folder.count('/') > 1

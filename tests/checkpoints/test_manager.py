@@ -157,7 +157,7 @@ def test_a_background_failure_is_raised_by_wait(tmp_path, monkeypatch):
   with CheckpointManager(tmp_path) as checkpoints:
     checkpoints.save(1, _state(), {})
 
-    def fail(step_dir):
+    def fail(step_dir, names):
       raise OSError('disk full')
 
     monkeypatch.setattr(manager.integrity, 'hash_files', fail)

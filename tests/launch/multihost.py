@@ -17,7 +17,7 @@ def get_config(variant='float64,joint'):
   c.name = 'multihost'
   c.model.update(dtype=dtype, param_dtype=dtype)
   c.phase_order = (phase,)
-  c.phases.warmup.steps = 150  # until about half of the answers are right
+  c.phases.warmup.steps = 100  # until some answers are right
   joint = c.phases.joint
   joint.prompts_per_step = 8
   joint.samples_per_prompt = 4
@@ -27,5 +27,7 @@ def get_config(variant='float64,joint'):
   joint.lm_coefficient = 0.1
   joint.evaluate_every = 4
   c.evaluation.problems = 6  # no multiple of processes times wave
+  # Waves of 3, 3, 2 in one process, 3, 1 in each of two, 2 in each of four.
+  c.sampling.problems_per_wave = 3
   c.checkpoint.every = 2
   return c

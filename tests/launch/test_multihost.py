@@ -29,16 +29,12 @@ def cache(tmp_path_factory):
   return tmp_path_factory.mktemp('xla')
 
 
-def _warm(dtype, cache, tmp_path_factory) -> str:
-  """The flag that starts a run from a policy that answers now and then."""
-  workdir = tmp_path_factory.mktemp(f'warm-{dtype}') / 'run'
-  several.run(workdir, cache, f'{dtype},warmup', 1, 1)
-  return f'--config.start_from={workdir / "checkpoints"}'
-
-
 @pytest.fixture(scope='module')
 def start64(cache, tmp_path_factory):
-  return _warm('float64', cache, tmp_path_factory)
+  """The flag that starts a run from a policy that answers now and then."""
+  workdir = tmp_path_factory.mktemp('warm') / 'run'
+  several.run(workdir, cache, 'float64,warmup', 1, 1)
+  return f'--config.start_from={workdir / "checkpoints"}'
 
 
 def _run(name, variant, processes, devices, start, cache, tmp_path_factory):
@@ -152,10 +148,9 @@ def test_float32_draws(cache, tmp_path_factory):
 
   On this recipe none are, so all are equal; parameters drift by rounding.
   """
-  start = _warm('float32', cache, tmp_path_factory)
-  options = ('float32,joint',), (start, cache, tmp_path_factory)
-  expected = _rollouts(_run('one32', *options[0], 1, 8, *options[1])[0])
-  found = _rollouts(_run('two32', *options[0], 2, 4, *options[1])[0])
+  end = '--config.start_from=', cache, tmp_path_factory  # fresh parameters
+  expected = _rollouts(_run('one32', 'float32,joint', 1, 8, *end)[0])
+  found = _rollouts(_run('two32', 'float32,joint', 2, 4, *end)[0])
   np.testing.assert_array_equal(found['draw_P'], expected['draw_P'])
   np.testing.assert_array_equal(found['prompt_PS'], expected['prompt_PS'])
   differing = (found['token_PNR'] != expected['token_PNR']).any(axis=-1)

@@ -35,7 +35,7 @@ def step_flops(setup: Setup, phase: PhaseConfig) -> float:
 def cache_bytes(setup: Setup, rows: int) -> int:
   """Bytes of keys and values of so many responses at full length.
 
-  A rollout is one program over all its rows: their caches exist at once.
+  A wave of a rollout is one program over its rows: their caches exist at once.
   """
   model = setup.model_config
   width = jnp.dtype(model.dtype).itemsize
@@ -80,6 +80,11 @@ def describe(setup: Setup) -> str:
     else ' x '.join(f'{k} {v}' for k, v in setup.sharder.mesh.shape.items())
   )
   share = model.num_score_parameters / model.num_backbone_parameters
+  if setup.hosts.count > 1:
+    mesh += (
+      f'; {setup.hosts.count} processes, each draws its own prompts on '
+      f'{len(jax.local_devices())} devices'
+    )
   lines = [
     f'recipe {recipe.name}, seed {recipe.seed}',
     f'  devices      {len(devices)} x {devices[0].device_kind} ({mesh})',
@@ -101,11 +106,17 @@ def describe(setup: Setup) -> str:
   for phase in recipe.phases:
     lines.append(f'  phase {phase.name}: {phase.steps} steps')
     if phase.prompts_per_step:
+      share = phase.prompts_per_step // setup.hosts.count
+      wave = setup.wave(share)
+      waves = ''
+      if wave < phase.prompts_per_step:
+        waves = f' a host ({-(-share // wave)} waves of {wave} prompts)'
       lines.append(
         f'    rollout    {phase.prompts_per_step} prompts_per_step x '
         f'{phase.samples_per_prompt} samples_per_prompt = '
         f'{phase.rollouts_per_step} responses, key/value cache '
-        f'{cache_bytes(setup, phase.rollouts_per_step) / 1e9:.3f} GB'
+        f'{cache_bytes(setup, wave * phase.samples_per_prompt) / 1e9:.3f} GB'
+        f'{waves}'
       )
     rows = setup.row_plan(phase)
     pieces = rows.num_micro_batches

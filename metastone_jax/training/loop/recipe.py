@@ -8,6 +8,7 @@ from typing import Any
 from metastone_jax.errors import UserError
 from metastone_jax.model import ModelConfig, preset
 from metastone_jax.training.loop.convert import build, convert
+from metastone_jax.training.loop.layouts import apply_layout
 from metastone_jax.training.loop.recipe_data import DataConfig, DrawConfig
 from metastone_jax.training.loop.recipe_phase import PhaseConfig
 from metastone_jax.training.optimiser import OptimiserConfig
@@ -186,15 +187,30 @@ class Recipe:
       UserError: the recipe needs one and names none.
     """
     source = self.model.get('source')
-    if source or self.model.get('preset'):
-      return source or None
-    if source is not None:
-      raise UserError(
-        f'config key model.source is empty: recipe {self.name} starts from a '
-        'pretrained model; for example --config.model.source=FOLDER with a '
-        'Hugging Face folder or one of launch.ingest'
+    if source is None and self.model.get('preset'):
+      return None
+    self.check_complete()
+    return source
+
+  def check_complete(self) -> None:
+    """Refuses a recipe whose model or problems the user has yet to name.
+
+    Raises:
+      UserError: naming everything that is missing, with an example of each.
+    """
+    missing = []
+    if self.model.get('source') == '':
+      missing.append(
+        'model.source, a Hugging Face folder or one of launch.ingest '
+        '(--config.model.source=models/QwQ-32B)'
       )
-    return None
+    if not self.data.tasks:
+      missing.append(
+        'data.source, a task to take problems from '
+        '(--config.data.source=chain_sum)'
+      )
+    if missing:
+      raise UserError(f'recipe {self.name} needs {" and ".join(missing)}')
 
   @property
   def model_choices(self) -> dict[str, Any]:
@@ -229,11 +245,18 @@ class Recipe:
     return preset(name, **{'vocab_size': vocab_size, **self.model_choices})
 
 
-def parse_recipe(config: Mapping[str, Any]) -> Recipe:
+def parse_recipe(
+  config: Mapping[str, Any], *, layout: str | None = None
+) -> Recipe:
   """The typed recipe of a config file's (plain or ml_collections) dict.
 
   `phases` is a mapping name -> PhaseConfig fields; `phase_order` lists the
-  names that run, in order.
+  names that run, in order; `layout` and `layouts` see layouts.py; data.source
+  is short for data.tasks with one task.
+
+  Args:
+    config: the dict.
+    layout: see `apply_layout`.
 
   Raises:
     UserError: an unknown, missing or ill-typed key, or values that do not go
@@ -241,7 +264,11 @@ def parse_recipe(config: Mapping[str, Any]) -> Recipe:
   """
   if hasattr(config, 'to_dict'):
     config = config.to_dict()
-  config = dict(config)
+  config = apply_layout(config, layout)
+  data = dict(config.get('data', {}))
+  if source := data.pop('source', ''):
+    data['tasks'] = {source: 1.0}
+  config['data'] = data
   phases = convert(
     Mapping[str, Mapping[str, Any]], config.pop('phases', {}), 'phases'
   )

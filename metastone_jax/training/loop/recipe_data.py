@@ -12,7 +12,8 @@ class DataConfig:
   """Problems, demonstrations, lengths.
 
   Attributes:
-    tasks: task name -> share of the problems.
+    tasks: task name -> share of the problems; empty = to be named by
+      data.source before anything runs.
     task_options: task name -> its options.
     tokenizer: 'tiny' (shipped), 'source' (that of model.source) or a folder
       with a tokenizer.json or a SentencePiece tokenizer.model.
@@ -28,7 +29,7 @@ class DataConfig:
     max_response_length: tokens, thinking and answer.
   """
 
-  tasks: Mapping[str, float]
+  tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)
   task_options: Mapping[str, Mapping[str, Any]] = dataclasses.field(
     default_factory=dict
   )

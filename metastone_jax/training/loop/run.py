@@ -138,7 +138,10 @@ class Run:
       )
     }
     if extra['has_reference']:
-      abstract['reference'] = abstract['train']['params']
+      dtype = self.setup.model_config.dtype
+      abstract['reference'] = jax.tree.map(
+        lambda x: x.update(dtype=jnp.dtype(dtype)), abstract['train']['params']
+      )
     tree, extra, _ = self.manager.restore(step, abstract)
     self.state, self.reference = tree['train'], tree.get('reference')
     self.iteration = step
@@ -192,9 +195,12 @@ class Run:
     )(self.state['params'])
     self.reference = None
     if phase.policy_coefficient and phase.objective_config.kl_coefficient:
-      self.reference = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(
-        self.state['params']
-      )
+      # In the compute dtype, which it is cast to wherever it is used: the same
+      # numbers in half the memory.
+      dtype = self.setup.model_config.dtype
+      self.reference = jax.jit(
+        lambda tree: jax.tree.map(lambda x: jnp.array(x, dtype), tree)
+      )(self.state['params'])
 
   def programs(self, phase: PhaseConfig):
     """The update and log-prob programs of a phase."""

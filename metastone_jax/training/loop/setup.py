@@ -5,6 +5,7 @@ programs.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 from etils import epath
@@ -18,7 +19,12 @@ from metastone_jax.data import (
   tokenizer_from_files,
 )
 from metastone_jax.errors import UserError
-from metastone_jax.model import ModelConfig, Params, param_axes
+from metastone_jax.model import (
+  ModelConfig,
+  Params,
+  param_axes,
+  unstack_params,
+)
 from metastone_jax.parallel import Hosts, Sharder, make_mesh
 from metastone_jax.sampling import SamplingConfig
 from metastone_jax.tasks import Mixture, build_mixture
@@ -69,6 +75,7 @@ class Setup:
     Raises:
       UserError: tokenizer, tasks, model or mesh do not fit.
     """
+    recipe.check_complete()
     data = recipe.data
     if folder is not None and not is_ours(folder):
       folder = None
@@ -143,8 +150,12 @@ class Setup:
 
   def decode_params(self, params: Params) -> Params:
     """The parameters that `sampler` takes; made once a rollout."""
+    config = self.model_config
     return self.hosts.local_copy(
-      params, param_axes(self.model_config), self.model_config.dtype
+      params,
+      param_axes(config, unstacked=True),
+      config.dtype,
+      _unstack(config),
     )
 
   def wave(self, problems: int) -> int:
@@ -185,6 +196,12 @@ class Setup:
     """T: tokens of a training row."""
     data = self.recipe.data
     return data.max_prompt_length + data.max_response_length
+
+
+@functools.cache
+def _unstack(config: ModelConfig):
+  """One function a model, so that its program is compiled once."""
+  return functools.partial(unstack_params, config)
 
 
 def _model(recipe: Recipe, folder: epath.PathLike | None):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from metastone_jax import sprm
+from metastone_jax.errors import UserError
 from metastone_jax.model import init_params
 from metastone_jax.telemetry import Stopwatch
 from metastone_jax.training import step as step_lib
@@ -307,3 +308,48 @@ def test_sampler_and_trainer_agree(problem_batch):
     np.testing.assert_allclose(
       rows[field][mask], np.asarray(trainer[name])[mask], atol=2e-5
     )
+
+
+def test_draws_do_not_depend_on_waves(problem_batch):
+  """Four problems at once, or in waves of three (the last one filled up)."""
+  found = {}
+  for size in (0, 3):
+
+    def edit(config, size=size):
+      config.sampling.problems_per_wave = size
+
+    setup = parts.setup(edit)
+    params = jax.jit(functools.partial(init_params, setup.model_config))(
+      jax.random.key(1)
+    )
+    sampler = setup.sampler(setup.train_sampling)
+    shapes = []
+
+    def watched(params, prompt_PS, *rest, sampler=sampler, shapes=shapes):
+      shapes.append(prompt_PS.shape[0])
+      return sampler(params, prompt_PS, *rest)
+
+    found[size] = collect_lib.draw_in_waves(
+      setup,
+      watched,
+      params,
+      *problem_batch[1:],
+      np.arange(10, 14, dtype=np.int32),
+      np.arange(4, dtype=np.int32),
+    )
+    assert shapes == ([3, 3] if size else [4])
+  for name in ('token_PNR', 'length_PN', 'finished_PN', 'step_mask_PNR'):
+    np.testing.assert_array_equal(
+      getattr(found[3], name), getattr(found[0], name), err_msg=name
+    )
+  np.testing.assert_allclose(
+    found[3].log_prob_PNR, found[0].log_prob_PNR, atol=1e-5
+  )
+
+
+def test_wave_size_is_checked():
+  def edit(config):
+    config.sampling.problems_per_wave = -1
+
+  with pytest.raises(UserError, match='problems_per_wave=-1 must be at least'):
+    parts.setup(edit)
