@@ -54,8 +54,8 @@ class PhaseConfig:
     lm_coefficient: weight of the cross-entropy on demonstrations; 0 = off.
     packed_length: places of a row that holds several whole trajectories, so
       that less of an update is padding; 0 = off, a row each. The mathematics
-      is the same. Each row costs attention over all its places, so two to four
-      times the longest trajectory is usual.
+      is the same. At least the longest trajectory; longer rows waste less, but
+      each costs attention over all its places.
     shared_prompt: the responses to a problem share one forward pass of its
       prompt (a row = a problem). The mathematics is the same. Saves
       max_prompt_length x (N - 1) places a problem.

@@ -332,12 +332,9 @@ class Run:
     if not phase.score_coefficient:
       for name in ('step_mask_BT', 'correct_B', 'score_weight_B'):
         del rows[name]
+    lengths = collected.row_length_B, collected.prompt_length_B
     rows = RolloutRows(
-      self.setup.hosts,
-      self.setup.row_plan(phase),
-      rows,
-      collected.row_length_B,
-      collected.prompt_length_B,
+      self.setup.hosts, self.setup.row_plan(phase), rows, *lengths
     )
     names = []
     if phase.policy_coefficient:
