@@ -75,6 +75,27 @@ $(READY_TEST): setup.cfg pyproject.toml | check-venv
 
 COMMA := ,
 
+# The TPU and GPU compilers, apart: their plug-ins would look for devices in
+# every other process. Same jax as in .venv.
+COMPILE_VENV ?= .venv-compile
+COMPILE_PYTHON := $(COMPILE_VENV)/bin/python
+READY_COMPILE := $(COMPILE_VENV)/.ready
+
+$(READY_COMPILE): $(READY)
+	@set -e; SECONDS=0; \
+	version=$$($(VENV_PYTHON) -c 'import jax; print(jax.__version__)'); \
+	echo "setup: installing the TPU and GPU compilers of jax $$version into" \
+	  "$(COMPILE_VENV) (the first time: about 2 GB, one to three minutes)"; \
+	$(VENV_PYTHON) -m venv $(COMPILE_VENV); \
+	$(COMPILE_PYTHON) -m pip install --quiet --disable-pip-version-check \
+	  $(PIP_ARGS) "jax[tpu]==$$version" "jax-cuda12-plugin==$$version" \
+	  --editable .; \
+	touch $@; \
+	echo "setup: $(COMPILE_VENV) is ready ($$SECONDS s)"
+
+.PHONY: setup-compile
+setup-compile: $(READY_COMPILE) ## Install the TPU and GPU compilers (launch.compile)
+
 .PHONY: setup
 setup: $(READY) ## Make .venv and install the project into it (editable)
 
@@ -85,10 +106,10 @@ train: $(READY) ## The main job: train, evaluate and report into runs/tiny
 
 # Fixtures and compiled programs are made once a process: keep files together.
 .PHONY: test
-test: $(READY_TEST) ## Check format and lint, run every test
+test: $(READY_TEST) $(READY_COMPILE) ## Check format and lint, run every test
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(VENV_PYTHON) -m ruff check .
-	@JAX_PLATFORMS=cpu $(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) \
+	@JAX_PLATFORMS=cpu COMPILE_PYTHON=$(COMPILE_PYTHON) $(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) \
 	  --dist loadfile --no-loadscope-reorder \
 	  --durations=15 --durations-min=0.5 $(ARGS)
 
@@ -108,5 +129,5 @@ clean: ## Remove caches and build outputs (keeps .venv and runs/)
 	  | xargs -0 rm -rf
 
 .PHONY: distclean
-distclean: clean ## Remove .venv as well (keeps runs/)
-	rm -rf $(VENV)
+distclean: clean ## Remove .venv and .venv-compile as well (keeps runs/)
+	rm -rf $(VENV) $(COMPILE_VENV)

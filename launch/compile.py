@@ -20,7 +20,6 @@ from metastone_jax.compile_check import machine
 machine.prepare()  # before anything imports jax
 
 from absl import flags  # noqa: E402
-from etils import epath  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from launch import cli  # noqa: E402
@@ -55,9 +54,6 @@ _MEDIAN = flags.DEFINE_float(
 _SIGMA = flags.DEFINE_float(
   'sigma_response', 0.6, 'Standard deviation of its logarithm.'
 )
-_GPU = flags.DEFINE_string(
-  'gpu_description', None, "For GPUs: file with XLA's GpuTargetConfig."
-)
 _TOLERANCE = 0.1
 
 
@@ -76,16 +72,10 @@ def main() -> None:
   limit = recipe.data.max_response_length
   lengths = accounting.Lengths(_MEDIAN.value or limit / 4, _SIGMA.value, limit)
   plan = programs.Plan.make(recipe, target, lengths)
-  description = ''
-  if _GPU.value:
-    path = epath.Path(_GPU.value)
-    if not path.exists():
-      cli.fail(f'--gpu_description={_GPU.value} does not exist')
-    description = path.read_text()
   found = programs.recipe_programs(
     plan,
-    machine.devices(target, description),
-    machine.devices(target.one_host(), description),
+    machine.devices(target),
+    machine.devices(target.one_host()),
   )
   wanted = _PROGRAMS.value or [program.name for program in found]
   unknown = set(wanted) - {program.name for program in found}

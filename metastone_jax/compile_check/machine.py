@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from metastone_jax.compile_check import hlo
 from metastone_jax.compile_check.targets import Target
 from metastone_jax.errors import UserError
@@ -78,12 +80,11 @@ def prepare() -> None:
     os.environ['XLA_FLAGS'] = f'{flags} --xla_gpu_enable_triton_gemm=false'
 
 
-def devices(target: Target, gpu_description: str = '') -> list[Any]:
+def devices(target: Target) -> list[Any]:
   """The devices of a described machine.
 
   Args:
     target: the machine.
-    gpu_description: text of XLA's description of the GPU (`GpuTargetConfig`).
 
   Raises:
     UserError: the compiler is not installed, or does not know the machine.
@@ -98,18 +99,15 @@ def devices(target: Target, gpu_description: str = '') -> list[Any]:
     names = dict(platform='tpu', topology_name=target.topology, **options)
     package = 'jax[tpu]'
   else:
-    if not gpu_description:
-      raise UserError(
-        f'target {target.name} needs --gpu_description: the file with '
-        "XLA's GpuTargetConfig of that GPU (written by any XLA dump with "
-        '--xla_dump_to on such a machine)'
-      )
     nodes, gpus = target.topology.split('x')
     names = dict(
       platform='cuda',
       topology_name=target.family,
       topology=f'1x{nodes}x{gpus}',
-      target_config=gpu_description,
+      # XLA's description of the GPU, beside this file.
+      target_config=(
+        epath.resource_path(__package__) / f'{target.family}.txtpb'
+      ).read_text(),
     )
     package = 'jax-cuda12-plugin'
   try:

@@ -265,7 +265,7 @@ def parse_recipe(
   if hasattr(config, 'to_dict'):
     config = config.to_dict()
   config = apply_layout(config, layout)
-  data = dict(config.get('data', {}))
+  data = dict(convert(Mapping[str, Any], config.get('data', {}), 'data'))
   if source := data.pop('source', ''):
     data['tasks'] = {source: 1.0}
   config['data'] = data

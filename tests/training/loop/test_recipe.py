@@ -1,6 +1,7 @@
 """Recipes: every key typed, known or refused by its full path."""
 
 import dataclasses
+import importlib
 import json
 import re
 
@@ -74,7 +75,6 @@ def _changed(path: str, value) -> dict:
     ('data.marks', (), 'config key data.marks is unknown'),
     ('phases.head.stepz', 1, 'config key phases.head.stepz is unknown'),
     ('name', ..., 'config key name is missing'),
-    ('data.tasks', ..., 'config key data.tasks is missing'),
     ('phases.head.steps', ..., 'config key phases.head.steps is missing'),
     # Types.
     ('seed', '3', "config key seed='3' must be of type int"),
@@ -217,8 +217,8 @@ def test_source():
   assert recipe.source is None
   given = dataclasses.replace(recipe, model={'source': 'folder'})
   assert given.source == 'folder' and given.model_choices == {}
-  empty = dataclasses.replace(recipe, model={'source': ''})
-  with pytest.raises(UserError, match='model.source is empty'):
+  empty = dataclasses.replace(recipe, model={'source': '', 'preset': 'tiny'})
+  with pytest.raises(UserError, match='needs model.source, a Hugging Face'):
     _ = empty.source
 
 
@@ -270,3 +270,62 @@ def test_batch_words():
   assert joint.rows_per_update == 6 * 4 // 3 + 4
   assert joint.update_config.num_micro_batches == 3
   assert joint.update_config.objective.kl_coefficient == 1e-2
+
+
+def test_everything_that_is_missing_is_named_at_once():
+  config = _changed('data.tasks', ...)
+  config['model'] = {'source': ''}
+  recipe = loop.parse_recipe(config)
+  with pytest.raises(UserError) as caught:
+    recipe.check_complete()
+  assert '--config.model.source=' in str(caught.value)
+  assert '--config.data.source=' in str(caught.value)
+  config['data'] = {**config['data'], 'source': 'signs'}
+  assert loop.parse_recipe(config).data.tasks == {'signs': 1.0}
+
+
+def test_a_layout_changes_what_it_names():
+  layouts = {
+    'two': {
+      'mesh': {'tensor': 2},
+      'checkpoint': {'every': 7},
+    },
+    'wrong': {'checkpoint': {'evry': 7}},
+    'flat': {'checkpoint': 3},
+    'deep': {'name': {'first': 'x'}},
+  }
+  plain = loop.parse_recipe(_changed('layouts', layouts))
+  assert plain == parts.recipe()
+  config = _changed('layouts', layouts)
+  two = loop.parse_recipe({**config, 'layout': 'two'})
+  assert two.mesh == {'tensor': 2}
+  assert two.checkpoint.every == 7
+  assert two.checkpoint.max_to_keep == plain.checkpoint.max_to_keep
+  assert loop.parse_recipe(config, layout='two') == two
+  assert loop.parse_recipe(config, layout='elsewhere') == plain
+  for name, message in (
+    ('three', "layout='three' is not in this recipe; it has .*deep"),
+    ('wrong', 'layouts.wrong.checkpoint.evry is unknown'),
+    ('flat', 'checkpoint=3 must be a mapping'),
+    ('deep', 'layouts.deep.name is a table, and one value'),
+  ):
+    with pytest.raises(UserError, match=message):
+      loop.parse_recipe({**config, 'layout': name})
+
+
+@pytest.mark.parametrize('name', ['1p5b', '7b', '32b'])
+def test_large_recipes_name_what_is_missing(name):
+  module = importlib.import_module(f'configs.{name}')
+  recipe = loop.parse_recipe(module.get_config())
+  with pytest.raises(UserError, match='model.source.* and data.source'):
+    recipe.check_complete()
+  config = module.get_config('source=X,data=signs,runlocal')
+  local = loop.parse_recipe(config)
+  assert local.source == 'X' and local.data.tasks == {'signs': 1.0}
+  assert local.data.max_response_length == 128
+  for target in config.layouts:
+    there = loop.parse_recipe(module.get_config(f'mesh={target}'))
+    assert there.phases[-1].steps == recipe.phases[-1].steps
+    assert there.mesh != recipe.mesh
+  with pytest.raises(ValueError, match='argument .foo. .*use mesh=NAME'):
+    module.get_config('foo')

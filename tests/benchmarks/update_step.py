@@ -1,0 +1,204 @@
+"""One GRPO + SPR update: ours against PyTorch, same model, shapes and loss.
+
+  python -m tests.benchmarks.update_step [--repeats=5 --steps=3]
+
+The peer is Hugging Face's Qwen2 in PyTorch with the released loss as the
+released trainer computes it: full logits, clipped policy loss with the
+advantage, k3 KL, entropy, the filtered process-reward loss on
+`hidden_states[-2]`, gradient clipping and AdamW. Float32, all cores, the two
+take turns in processes of their own; the ratio is of medians.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+SIZES = {
+  # name: width, layers, heads, key/value heads, feed-forward, vocabulary, B, T
+  'small': (256, 4, 4, 2, 768, 4096, 16, 256),
+  'wide vocabulary': (256, 4, 4, 2, 768, 32_768, 8, 256),
+}
+LEARNING_RATE = 1e-6
+
+
+def _ours(size, steps: int) -> list[float]:
+  """Seconds of each update, after one that compiles."""
+  import jax
+  import numpy as np
+
+  from metastone_jax import policy
+  from metastone_jax.model import ModelConfig
+  from metastone_jax.parallel import Sharder
+  from metastone_jax.training import optimiser, state, step
+
+  D, L, H, K, F, V, B, T = size
+  config = ModelConfig(
+    vocab_size=V,
+    width=D,
+    num_layers=L,
+    num_heads=H,
+    num_kv_heads=K,
+    head_width=D // H,
+    feed_forward=F,
+  )
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(0, V, (B, T)).astype(np.int32)
+  mask = np.arange(T)[None] >= T // 4
+  batch = jax.device_put(
+    {
+      'tokens_BT': tokens,
+      'target_BT': np.roll(tokens, -1, axis=1),
+      'position_BT': np.tile(np.arange(T, dtype=np.int32), (B, 1)),
+      'segment_BT': np.ones((B, T), np.int32),
+      'row_B': np.arange(B, dtype=np.uint32),
+      'temperature_B': np.ones(B, np.float32),
+      'policy_mask_BT': np.broadcast_to(mask, (B, T)).copy(),
+      'advantage_B': rng.normal(size=B).astype(np.float32),
+      'ref_log_prob_BT': np.full((B, T), -8.0, np.float32),
+      'old_log_prob_BT': np.full((B, T), -8.0, np.float32),
+      'step_mask_BT': rng.random((B, T)) < 0.05,
+      'step_logit_BT': rng.normal(size=(B, T)).astype(np.float32),
+      'correct_B': np.arange(B) % 2 == 0,
+      'score_weight_B': np.ones(B, np.float32),
+    }
+  )
+  opt = optimiser.OptimiserConfig()
+  update = jax.jit(
+    lambda state, batch, rates, seed: step.update(
+      state,
+      batch,
+      rates,
+      seed,
+      model_config=config,
+      opt_config=opt,
+      config=step.UpdateConfig(
+        objective=policy.grpo(kl_coefficient=1e-3, entropy_coefficient=1e-3)
+      ),
+      sharder=Sharder(),
+    ),
+    donate_argnums=0,
+  )
+  current = state.init_state(config, opt, 0, Sharder())
+  rates = jax.device_put(
+    {name: np.float32(LEARNING_RATE) for name in ('backbone', 'head')}
+  )
+  seconds = []
+  for _ in range(steps + 1):
+    started = time.monotonic()
+    current, _ = update(current, batch, rates, np.uint32(0))
+    jax.block_until_ready(current)
+    seconds.append(time.monotonic() - started)
+  return seconds[1:]
+
+
+def _torch(size, steps: int) -> list[float]:
+  """The same in PyTorch, as the released trainer computes it."""
+  import torch
+  import transformers
+
+  D, L, H, K, F, V, B, T = size
+  torch.manual_seed(0)
+  config = transformers.Qwen2Config(
+    vocab_size=V,
+    hidden_size=D,
+    num_hidden_layers=L,
+    num_attention_heads=H,
+    num_key_value_heads=K,
+    intermediate_size=F,
+    tie_word_embeddings=False,
+    use_cache=False,
+  )
+  model = transformers.Qwen2ForCausalLM(config)
+  head = torch.nn.Sequential(
+    torch.nn.Linear(D, 2 * D),
+    torch.nn.ReLU(),
+    torch.nn.Dropout(0.5),
+    torch.nn.Linear(2 * D, 1),
+  )
+  groups = [list(model.parameters()), list(head.parameters())]
+  optimisers = [
+    torch.optim.AdamW(group, lr=LEARNING_RATE, weight_decay=0.01)
+    for group in groups
+  ]
+  tokens = torch.randint(0, V, (B, T))
+  target = torch.roll(tokens, -1, 1)
+  mask = (torch.arange(T)[None] >= T // 4).expand(B, T).float()
+  advantage = torch.randn(B)[:, None]
+  old = ref = torch.full((B, T), -8.0)
+  step_mask = torch.rand(B, T) < 0.05
+  correct = (torch.arange(B) % 2 == 0).float()[:, None].expand(B, T)
+  seconds = []
+  for _ in range(steps + 1):
+    started = time.monotonic()
+    out = model(tokens, output_hidden_states=True)
+    log_p = torch.log_softmax(out.logits, -1)
+    log_prob = log_p.gather(-1, target[..., None])[..., 0]
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    ratio = torch.exp(log_prob - old)
+    clipped = torch.clamp(ratio, 0.8, 1.2)
+    policy = torch.maximum(-advantage * ratio, -advantage * clipped)
+    gap = torch.clamp(ref - log_prob, -20, 20)
+    kl = torch.clamp(torch.exp(gap) - gap - 1, -10, 10)
+    loss = ((policy + 1e-3 * kl - 1e-3 * entropy) * mask).sum() / mask.sum()
+    feature = out.hidden_states[-2]
+    z = head(feature.detach() + 1e-4 * (feature - feature.detach()))[..., 0]
+    kept = step_mask & ((z > 0) == (correct > 0))
+    positive = (kept & (correct > 0)).sum() + 1
+    negative = (kept & (correct == 0)).sum() + 1
+    weight = torch.where(
+      correct > 0,
+      1.5 * negative / (positive + negative),
+      positive / (positive + negative),
+    )
+    weight = weight * kept
+    bce = torch.nn.functional.binary_cross_entropy_with_logits(
+      z, correct, reduction='none'
+    )
+    loss = loss + (weight * bce).sum() / (weight.sum() + 1e-5)
+    loss.backward()
+    for group, optimiser in zip(groups, optimisers, strict=True):
+      torch.nn.utils.clip_grad_norm_(group, 1.0)
+      optimiser.step()
+      optimiser.zero_grad()
+    seconds.append(time.monotonic() - started)
+  return seconds[1:]
+
+
+def main() -> None:
+  """Parses, lets both take turns, prints the ratios."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--repeats', type=int, default=5)
+  parser.add_argument('--steps', type=int, default=3)
+  parser.add_argument('--one', nargs=2, default=None, help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  if args.one:
+    run = {'ours': _ours, 'torch': _torch}[args.one[0]]
+    print(json.dumps(run(SIZES[args.one[1]], args.steps)))
+    return
+  for name, size in SIZES.items():
+    seconds = {'ours': [], 'torch': []}
+    for _ in range(args.repeats):
+      for form, found in seconds.items():
+        done = subprocess.run(
+          [sys.executable, '-m', 'tests.benchmarks.update_step']
+          + [f'--steps={args.steps}', '--one', form, name],
+          capture_output=True,
+          text=True,
+          check=True,
+        )
+        found += json.loads(done.stdout.splitlines()[-1])
+    ours, peer = (statistics.median(seconds[f]) for f in ('ours', 'torch'))
+    D, L, H, K, F, V, B, T = size
+    print(
+      f'{name} (width {D}, {L} layers, vocabulary {V}, {B} rows of {T}): '
+      f'ours {ours:.3f} s (least {min(seconds["ours"]):.3f}), PyTorch '
+      f'{peer:.3f} s (least {min(seconds["torch"]):.3f}), PyTorch / ours '
+      f'{peer / ours:.2f}'
+    )
+
+
+if __name__ == '__main__':
+  main()
