@@ -25,8 +25,8 @@ _FULL_REMATERIALIZATION = re.compile(
   r'[Ii]nvoluntary full rematerialization[^\n]*'
 )
 _OUT_OF_MEMORY = re.compile(
-  r'(?:Used|Attempting to (?:reserve|allocate)) ([\d.]+[KMGT]?) of '
-  r'([\d.]+[KMGT]?) hbm'
+  r'Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm'
+  r'|\(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)'
 )
 
 
@@ -164,7 +164,9 @@ def compile_program(name: str, lowered: Any, num_devices: int) -> Compiled:
       if 'RESOURCE_EXHAUSTED' not in text and 'out of memory' not in text:
         raise
       found = _OUT_OF_MEMORY.search(text)
-      reason = f'needs {found[1]} of {found[2]}' if found else text[:200]
+      reason = text[:200]
+      if found:
+        reason = f'needs {found[1] or found[3]} of {found[2] or found[4]}'
       empty = hlo.Collectives({}, {}, 0)
       seconds = time.monotonic() - started
       return Compiled(name, 0, 0, 0, 0, empty, seconds, reason)
