@@ -125,7 +125,7 @@ def get_config(arg: str = ''):
       mesh=dict(fsdp=8, tensor=8),
       rollout_mesh=dict(tensor=8),
       sampling=dict(problems_per_wave=4),
-      phases=dict(joint=dict(sequences_per_microbatch=8)),
+      phases=dict(joint=dict(sequences_per_microbatch=32)),
     ),
   }
   common.apply_argument(c, arg)

@@ -120,7 +120,7 @@ def get_config(arg: str = ''):
       mesh=dict(fsdp=8),
       rollout_mesh=dict(tensor=4, data=2),
       sampling=dict(problems_per_wave=16),
-      phases=dict(joint=dict(sequences_per_microbatch=8)),
+      phases=dict(joint=dict(sequences_per_microbatch=16)),
     ),
   }
   common.apply_argument(c, arg)

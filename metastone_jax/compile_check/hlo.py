@@ -123,12 +123,12 @@ def _sent(kind: str, start: bool, result: str, operands: str, n: int) -> float:
     return _bytes(result)
   if n <= 1:
     return 0.0
+  # The result of a start names its operands as well: (operands, outputs).
   if kind == 'all-gather':
-    # The result of a start is (operand, output): the output is the larger.
-    size = _bytes(result) if start else _all_bytes(result)
+    size = _all_bytes(result) * (n / (n + 1) if start else 1)
     return size * (n - 1) / n
   if kind == 'reduce-scatter':
-    return _all_bytes(result) * (n - 1)
+    return _all_bytes(result) / (n + 1 if start else 1) * (n - 1)
   size = _all_bytes(result)
   if kind == 'all-to-all':
     return size * (n - 1) / n

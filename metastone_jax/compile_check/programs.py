@@ -105,11 +105,15 @@ class Plan:
         f'phases.{phase.name}.prompts_per_step={phase.prompts_per_step} do not '
         f'divide over the {target.hosts} hosts of {target.name}'
       )
+    model = model_of(recipe)
+    if target.chip.platform == 'cuda' and model.attention == 'auto':
+      # cuDNN, which a real card gets, does not compile without a card.
+      model = dataclasses.replace(model, attention='triton')
     rollout = dict(recipe.rollout_mesh) or {'data': -1}
     return cls(
       recipe=recipe,
       phase=phase,
-      model=model_of(recipe),
+      model=model,
       target=target,
       lengths=lengths,
       mesh=_sizes(recipe.mesh, target.devices),

@@ -20,14 +20,14 @@ def test_by_hand():
   assert found.count == {
     'all-gather': 6,
     'all-reduce': 1,
-    'reduce-scatter': 1,
+    'reduce-scatter': 2,
     'all-to-all': 0,
     'collective-permute': 1,
   }
-  # Five turns of 64 floats over 4 devices; 32 floats over all 8.
-  assert found.sent['all-gather'] == 5 * 64 * 4 * 3 / 4 + 32 * 4 * 7 / 8
+  # Five turns of 64 floats over 4 devices; 64 floats over all 8.
+  assert found.sent['all-gather'] == 5 * 64 * 4 * 3 / 4 + 64 * 4 * 7 / 8
   assert found.sent['all-reduce'] == 100 * 2 * 2 * 1 / 2
-  assert found.sent['reduce-scatter'] == 16 * 4 * 3
+  assert found.sent['reduce-scatter'] == 16 * 4 * 3 + 10 * 4 * 7
   assert found.sent['collective-permute'] == 40
   assert found.unknown_loops == 1
   assert found.total_sent == sum(found.sent.values())
