@@ -7,13 +7,15 @@ accepted as well.
 
 Limits are the vendors' published peaks for one device (a v5p chip is one
 device to JAX, a tpu7x chip two): bf16 FLOP/s, memory bandwidth, and the
-bandwidth of the interconnect that one mesh axis can count on: a ring over one
-torus axis, both directions; on GPUs NVLink, one direction, which is too good for
-bytes between nodes (one InfiniBand adapter a GPU has a ninth of it): on several
-nodes the link seconds are a lower bound. Sources: cloud.google.com/tpu/docs (system
-architecture of v5e, v5p, v6e, tpu7x), "How to Scale Your Model" (link
-bandwidths), NVIDIA's H100 SXM data sheet. Memory a program can have is what
-the compiler itself enforces.
+bandwidth of the interconnect that one mesh axis can count on. That is a ring
+over one torus axis, both directions; on GPUs NVLink, one direction, which is
+too good for bytes between nodes (one InfiniBand adapter a GPU has a ninth of
+it): on several nodes the link seconds are a lower bound. Memory a program can
+have is what the compiler itself enforces.
+
+Sources: cloud.google.com/tpu/docs (system architecture of v5e, v5p, v6e,
+tpu7x), "How to Scale Your Model" (link bandwidths), NVIDIA's H100 SXM data
+sheet.
 """
 
 import dataclasses

@@ -122,7 +122,7 @@ class Hosts:
     params: Any,
     axes: Any,
     dtype: Any,
-    prepare: Callable[[Any], Any],
+    prepare: Callable[[Any], Any] | None = None,
   ) -> Any:
     """Parameters for this host's own programs, cast before they travel.
 
@@ -131,7 +131,7 @@ class Hosts:
       axes: logical axes, a tree like `prepare(params)`.
       dtype: wanted.
       prepare: rearranges the tree, in the same program; give the same function
-        every time, or the program is compiled anew.
+        every time, or the program is compiled anew. None = leave it.
 
     Returns:
       The tree on the rollout mesh; `params` itself on a single device, where
@@ -146,7 +146,7 @@ class Hosts:
         if self.local.mesh is None
         else self.local.spec(names, x.shape),
       ),
-      jax.eval_shape(prepare, params),
+      jax.eval_shape(prepare, params) if prepare else params,
       axes,
     )
     spread = self._move(params, wanted, dtype, prepare)

@@ -326,7 +326,7 @@ def test_evaluated_scores_follow_the_released_rule(folders):
     (
       'launch.train',
       (f'--config={CONFIG}', '--workdir=/tmp/x'),
-      'model.source is empty',
+      'needs model.source',
     ),
   ],
 )
@@ -346,9 +346,10 @@ def test_large_recipes_take_such_a_folder(name, folders, repo_root):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   config = module.get_config()
-  with pytest.raises(UserError, match='model.source is empty'):
+  with pytest.raises(UserError, match='needs model.source, .* and data.source'):
     loop.Setup.build(loop.parse_recipe(config))
   config.model.source = str(folders['source'])
+  config.data.source = 'chain_sum'
   setup = loop.Setup.build(loop.parse_recipe(config))
   assert setup.model_config.padded_vocab_size % 128 == 0
   assert setup.model_config.dtype == 'bfloat16'

@@ -128,7 +128,7 @@ FRESH = {
   'no tasks': (
     ['c.data.tasks = {}', 'c.data.task_options = {}'],
     [],
-    ['the problem source is empty', 'signs'],
+    ['needs data.source', '--config.data.source='],
   ),
   'tasks of weight zero': (
     ['c.data.tasks = dict(signs=0.0)'],
