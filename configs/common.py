@@ -6,9 +6,10 @@ def apply_argument(c, arg: str) -> None:
 
   Args:
     c: the ConfigDict.
-    arg: comma-separated: `mesh=NAME` (one of c.layouts), `source=FOLDER` (the
-      model), `data=TASK` (the problems), `runlocal` (short rows and few steps,
-      to see the whole of it work on one machine).
+    arg: comma-separated: `mesh=NAME` (one of c.layouts, put in place here, so
+      that flags can still change its values), `source=FOLDER` (the model),
+      `data=TASK` (the problems), `runlocal` (short rows and few steps, to see
+      the whole of it work on one machine).
 
   Raises:
     ValueError: anything else.
@@ -16,7 +17,13 @@ def apply_argument(c, arg: str) -> None:
   for part in filter(None, arg.split(',')):
     name, _, value = part.partition('=')
     if name == 'mesh' and value:
-      c.layout = value
+      if value not in c.layouts:
+        raise ValueError(
+          f'mesh={value} is none of the layouts of recipe {c.name}: '
+          f'{", ".join(c.layouts)}'
+        )
+      _merge(c, c.layouts[value])
+      c.layouts = {}
     elif name == 'source' and value:
       c.model.source = value
     elif name == 'data' and value:
@@ -30,8 +37,16 @@ def apply_argument(c, arg: str) -> None:
       )
 
 
+def _merge(c, values) -> None:
+  for key, value in values.items():
+    if key in ('mesh', 'rollout_mesh') or not hasattr(value, 'items'):
+      c[key] = value
+    else:
+      _merge(c[key], value)
+
+
 def _run_local(c) -> None:
-  c.layout = ''
+  c.layouts = {}
   c.mesh = dict(fsdp=-1)
   c.rollout_mesh = dict(data=-1)
   c.sampling.problems_per_wave = 0
