@@ -17,12 +17,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+from kernels import split as split_lib
 from kernels.attention import pallas_gpu, pallas_tpu, xla
 from kernels.attention.layout import PLAIN as PLAIN
 from kernels.attention.layout import Layout as Layout
-from kernels.attention.xla import mask as mask
 
 KINDS = ('auto', 'splash', 'cudnn', 'triton', 'xla')
 
@@ -32,24 +32,14 @@ _XLA_BLOCK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class Split(split_lib.Split):
   """Mesh axes over which the arrays are split.
 
   Attributes:
-    mesh: the mesh.
-    batch: axes of B.
-    length: axes of T.
     heads: axes of the query heads.
   """
 
-  mesh: Mesh
-  batch: tuple[str, ...] = ()
-  length: tuple[str, ...] = ()
   heads: tuple[str, ...] = ()
-
-  def size(self, axes: tuple[str, ...]) -> int:
-    """Devices along these axes."""
-    return math.prod(self.mesh.shape[axis] for axis in axes)
 
 
 def choose(

@@ -8,32 +8,17 @@ limit on the number of marks. With a mesh every device scores its own
 positions with the whole (small) head.
 """
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from kernels.scoring_head import reference
+from kernels.split import Split as Split
 
 # Hidden activations of a device alive at a time: 2**24 elements.
 _HIDDEN_BUDGET = 2**24
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-  """Mesh axes over which the arrays are split.
-
-  Attributes:
-    mesh: the mesh.
-    batch: axes of B.
-    length: axes of T.
-  """
-
-  mesh: Mesh
-  batch: tuple[str, ...] = ()
-  length: tuple[str, ...] = ()
 
 
 def scoring_head(

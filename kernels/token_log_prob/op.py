@@ -8,12 +8,12 @@ happen in every chunk: 10 TB a device for the 32B step at 64 x 4,096 tokens.)
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
+from kernels import split as split_lib
 from kernels.token_log_prob import xla
 from kernels.token_log_prob.xla import mask_padding as mask_padding
 
@@ -25,26 +25,16 @@ _ACCELERATOR_BUDGET = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class Split(split_lib.Split):
   """Mesh axes over which the arrays are split.
 
   Attributes:
-    mesh: the mesh.
-    batch: axes of B.
-    length: axes of T.
     embed: axes of the head's rows D, where it is stored.
     vocabulary: axes of its columns V.
   """
 
-  mesh: Mesh
-  batch: tuple[str, ...] = ()
-  length: tuple[str, ...] = ()
   embed: tuple[str, ...] = ()
   vocabulary: tuple[str, ...] = ()
-
-  def size(self, axes: tuple[str, ...]) -> int:
-    """Devices along these axes."""
-    return math.prod(self.mesh.shape[axis] for axis in axes)
 
 
 @dataclasses.dataclass(frozen=True)
