@@ -151,12 +151,8 @@ class Setup:
   def decode_params(self, params: Params) -> Params:
     """The parameters that `sampler` takes; made once a rollout."""
     config = self.model_config
-    return self.hosts.local_copy(
-      params,
-      param_axes(config, unstacked=True),
-      config.dtype,
-      _unstack(config),
-    )
+    axes, unstack = _decode_form(config)
+    return self.hosts.local_copy(params, axes, config.dtype, unstack)
 
   def wave(self, problems: int) -> int:
     """Problems that one call of the sampler takes, of a host's `problems`."""
@@ -199,9 +195,16 @@ class Setup:
 
 
 @functools.cache
-def _unstack(config: ModelConfig):
-  """One function a model, so that its program is compiled once."""
-  return functools.partial(unstack_params, config)
+def _decode_form(config: ModelConfig):
+  """(logical axes, rearrangement) of decode weights, made once a model.
+
+  One function object, so that its program is compiled once; and the axes come
+  of an abstract model, which is no work for every rollout.
+  """
+  return (
+    param_axes(config, unstacked=True),
+    functools.partial(unstack_params, config),
+  )
 
 
 def _model(recipe: Recipe, folder: epath.PathLike | None):
