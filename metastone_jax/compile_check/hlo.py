@@ -45,7 +45,7 @@ _WIDTH = {
 _HEADER = re.compile(r'^(?:ENTRY )?%?([\w.-]+) \(.*\{$')
 _SHAPE = re.compile(r'\b(pred|[subf]+\d+|bf16)\[([\d,]*)\]')
 _OP = re.compile(
-  r'= (.*?) (' + '|'.join(KINDS) + r')(-start)?\((.*?)\), ',
+  r'= (.*?) (' + '|'.join(KINDS) + r')(-start)?\(.*?\), ',
 )
 _WHILE = re.compile(r' while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)')
 _CALLED = re.compile(
@@ -118,7 +118,7 @@ def group_size(line: str, devices: int) -> int:
   return devices
 
 
-def _sent(kind: str, start: bool, result: str, operands: str, n: int) -> float:
+def _sent(kind: str, start: bool, result: str, n: int) -> float:
   if kind == 'collective-permute':
     return _bytes(result)
   if n <= 1:
@@ -187,10 +187,10 @@ def collectives(text: str, devices: int) -> Collectives:
         add(found[2], turns(line, found[1], found[2]))
         continue
       if found := _OP.search(line):
-        result, kind, start, operands = found.groups()
+        result, kind, start = found.groups()
         count[kind] += 1
         size = group_size(line, devices)
-        sent[kind] += _sent(kind, bool(start), result, operands, size)
+        sent[kind] += _sent(kind, bool(start), result, size)
       called = set(_CALLED.findall(line))
       if branches := _BRANCHES.search(line):
         called |= {part.strip(' %') for part in branches[1].split(',')}

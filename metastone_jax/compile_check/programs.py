@@ -123,12 +123,6 @@ class Plan:
     )
 
   @property
-  def row_length(self) -> int:
-    """Tokens of the longest trajectory."""
-    data = self.recipe.data
-    return data.max_prompt_length + data.max_response_length
-
-  @property
   def state_bytes(self) -> float:
     """Masters, both moments and the frozen reference, a device."""
     model = self.model
@@ -411,6 +405,6 @@ def _rollout(plan: Plan, devices: list) -> Program:
     count,
     step * steps + prefill,
     accounting.waves(plan.problems_per_host, P),
-    attention_kind(plan, plan.row_length, PLAIN, split=1),
+    attention_kind(plan, S, PLAIN, split=1),
     plan.state_bytes + plan.reference_bytes,
   )
