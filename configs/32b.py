@@ -55,6 +55,7 @@ def get_config(arg: str = ''):
     aggregator='geometric',  # trace score: geometric mean of step scores
     released_selection=False,  # finished candidates first
     problems_per_wave=0,  # that a host draws at once; 0 = all of its share
+    candidates_per_wave=0,  # responses to one problem at once; 0 = all
   )
   c.optimiser = dict(
     clip_norm=1.0,  # of each group's gradient
@@ -118,7 +119,8 @@ def get_config(arg: str = ''):
     'v6e-256': dict(
       mesh=dict(fsdp=32, sequence=2, tensor=4),
       rollout_mesh=dict(tensor=4),
-      sampling=dict(problems_per_wave=1),
+      # 16.4 GB of decode weights and 2.3 GB of cache a response and chip.
+      sampling=dict(problems_per_wave=1, candidates_per_wave=4),
       phases=dict(joint=dict(sequences_per_microbatch=32)),
     ),
     'h100-64': dict(

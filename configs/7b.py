@@ -56,6 +56,7 @@ def get_config(arg: str = ''):
     aggregator='geometric',  # trace score: geometric mean of step scores
     released_selection=False,  # finished candidates first
     problems_per_wave=0,  # that a host draws at once; 0 = all of its share
+    candidates_per_wave=0,  # responses to one problem at once; 0 = all
   )
   c.optimiser = dict(
     clip_norm=1.0,  # of each group's gradient

@@ -260,8 +260,3 @@ class Lengths:
     q = self._quantiles()
     edge = (np.arange(len(q) + 1) / len(q)) ** count
     return float(np.sum(q * np.diff(edge)))
-
-
-def waves(problems: int, per_wave: int) -> int:
-  """Waves in which one host draws its problems."""
-  return math.ceil(problems / max(1, per_wave))

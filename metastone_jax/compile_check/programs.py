@@ -9,6 +9,7 @@ Shapes alone are needed: no weights, no tokenizer, no data.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -72,7 +73,7 @@ class Plan:
     mesh: axis -> size over all devices.
     rollout_mesh: axis -> size over the devices of one host.
     problems_per_host: of one step.
-    problems_per_wave: that one host draws at a time.
+    wave: (problems, candidates of each) that one host draws at a time.
   """
 
   recipe: Recipe
@@ -83,7 +84,7 @@ class Plan:
   mesh: dict[str, int]
   rollout_mesh: dict[str, int]
   problems_per_host: int
-  problems_per_wave: int
+  wave: tuple[int, int]
 
   @classmethod
   def make(
@@ -119,7 +120,15 @@ class Plan:
       mesh=_sizes(recipe.mesh, target.devices),
       rollout_mesh=_sizes(rollout, host.devices),
       problems_per_host=problems,
-      problems_per_wave=recipe.sampling.problems_per_wave or problems,
+      wave=recipe.sampling.wave(problems, phase.samples_per_prompt),
+    )
+
+  @property
+  def waves(self) -> int:
+    """Calls of the rollout program a step."""
+    problems, candidates = self.wave
+    return math.ceil(self.problems_per_host / problems) * math.ceil(
+      self.phase.samples_per_prompt / candidates
     )
 
   @property
@@ -350,7 +359,7 @@ def _rollout(plan: Plan, devices: list) -> Program:
   """One wave of one host."""
   data, draw, model = plan.recipe.data, plan.recipe.sampling, plan.model
   sharder = Sharder(make_mesh(plan.rollout_mesh, devices))
-  P, N = plan.problems_per_wave, plan.phase.samples_per_prompt
+  P, N = plan.wave
   S, R = data.max_prompt_length, data.max_response_length
   # Which ids end a step or a response changes no shape.
   sampling = SamplingConfig(
@@ -404,7 +413,7 @@ def _rollout(plan: Plan, devices: list) -> Program:
     lower,
     count,
     step * steps + prefill,
-    accounting.waves(plan.problems_per_host, P),
+    plan.waves,
     attention_kind(plan, S, PLAIN, split=1),
     plan.state_bytes + plan.reference_bytes,
   )

@@ -7,6 +7,7 @@ that it holds with newly compiled ones.
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -83,7 +84,7 @@ def heading(plan: Plan) -> str:
     f'{k} {v}' for k, v in plan.rollout_mesh.items() if v > 1
   )
   data, phase = plan.recipe.data, plan.phase
-  slots = plan.problems_per_wave * phase.samples_per_prompt
+  slots = math.prod(plan.wave)
   pieces = RowPlan(phase, data, multiple=1).num_micro_batches
   return (
     f'{plan.target.devices} devices ({plan.target.topology}, '

@@ -116,8 +116,3 @@ def test_expected_longest_against_simulation():
   for count in (1, 4, 16):
     longest = drawn[:, :count].max(axis=1).mean()
     assert lengths.expected_longest(count) == pytest.approx(longest, rel=0.01)
-
-
-def test_waves():
-  assert accounting.waves(8, 3) == 3
-  assert accounting.waves(8, 8) == 1

@@ -142,10 +142,11 @@ def draw_in_waves(
   draw_P: np.ndarray,
   candidate_N: np.ndarray,
 ) -> Rollout:
-  """Draws so many problems a call as fit, one program for all calls.
+  """Draws so many problems and candidates a call as fit, in one program.
 
-  The last wave is filled up with repetitions of its last problem, dropped
-  again: a draw depends on nothing but its own problem.
+  The last wave is filled up with repetitions of its last problem and with
+  further candidates, dropped again: a draw depends on nothing but its own
+  problem and number.
 
   Args:
     setup: of the run.
@@ -159,30 +160,36 @@ def draw_in_waves(
   Returns:
     P x N responses, as host arrays.
   """
-  P = len(draw_P)
-  size = setup.wave(P)
-  waves = []
-  for first in range(0, P, size):
-    index = np.minimum(np.arange(first, first + size), P - 1)
-    waves.append(
-      jax.device_get(
-        sampler(
-          params,
-          *jax.device_put(
-            (
-              prompt_PS[index],
-              length_P[index],
-              np.int32(setup.recipe.seed),
-              draw_P[index],
-              candidate_N,
-            )
-          ),
-        )
-      )
+  P, N = len(draw_P), len(candidate_N)
+  problems, candidates = setup.recipe.sampling.wave(P, N)
+
+  def draw(first: int, start: int) -> Rollout:
+    index = np.minimum(np.arange(first, first + problems), P - 1)
+    chosen = np.minimum(np.arange(start, start + candidates), N - 1)
+    inputs = (
+      prompt_PS[index],
+      length_P[index],
+      np.int32(setup.recipe.seed),
+      draw_P[index],
+      candidate_N[chosen],
     )
-  if len(waves) == 1:
-    return waves[0]
-  return jax.tree.map(lambda *parts: np.concatenate(parts)[:P], *waves)
+    return jax.device_get(sampler(params, *jax.device_put(inputs)))
+
+  def join(parts: list, axis: int, size: int):
+    if len(parts) == 1:
+      return parts[0]
+    return jax.tree.map(
+      lambda *x: np.concatenate(x, axis).take(range(size), axis), *parts
+    )
+
+  return join(
+    [
+      join([draw(first, start) for start in range(0, N, candidates)], 1, N)
+      for first in range(0, P, problems)
+    ],
+    0,
+    P,
+  )
 
 
 def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):

@@ -107,15 +107,16 @@ def describe(setup: Setup) -> str:
     lines.append(f'  phase {phase.name}: {phase.steps} steps')
     if phase.prompts_per_step:
       share = phase.prompts_per_step // setup.hosts.count
-      wave = setup.wave(share)
+      P, N = recipe.sampling.wave(share, phase.samples_per_prompt)
       waves = ''
-      if wave < phase.prompts_per_step:
-        waves = f' a host ({-(-share // wave)} waves of {wave} prompts)'
+      if P < phase.prompts_per_step or N < phase.samples_per_prompt:
+        count = -(-share // P) * -(-phase.samples_per_prompt // N)
+        waves = f' a host ({count} waves of {P} prompts x {N} responses)'
       lines.append(
         f'    rollout    {phase.prompts_per_step} prompts_per_step x '
         f'{phase.samples_per_prompt} samples_per_prompt = '
         f'{phase.rollouts_per_step} responses, key/value cache '
-        f'{cache_bytes(setup, wave * phase.samples_per_prompt) / 1e9:.3f} GB'
+        f'{cache_bytes(setup, P * N) / 1e9:.3f} GB'
         f'{waves}'
       )
     rows = setup.row_plan(phase)

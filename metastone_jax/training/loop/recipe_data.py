@@ -59,6 +59,8 @@ class DrawConfig:
     problems_per_wave: problems that a host draws at once; a larger share is
       drawn in waves, so that the caches of one wave fit. 0 = all at once. No
       draw depends on it.
+    candidates_per_wave: responses to one problem that are drawn at once; more
+      are drawn one after the other, likewise. 0 = all at once.
   """
 
   temperature: float = 1.0
@@ -69,10 +71,19 @@ class DrawConfig:
   aggregator: str = 'geometric'
   released_selection: bool = False
   problems_per_wave: int = 0
+  candidates_per_wave: int = 0
 
   def __post_init__(self):
-    if self.problems_per_wave < 0:
-      raise UserError(
-        f'sampling.problems_per_wave={self.problems_per_wave} must be at least '
-        '0 (all at once)'
-      )
+    for name in ('problems_per_wave', 'candidates_per_wave'):
+      if getattr(self, name) < 0:
+        raise UserError(
+          f'sampling.{name}={getattr(self, name)} must be at least 0 (all at '
+          'once)'
+        )
+
+  def wave(self, problems: int, candidates: int) -> tuple[int, int]:
+    """(problems, candidates of each) that one call of the sampler draws."""
+    return (
+      min(self.problems_per_wave or problems, problems),
+      min(self.candidates_per_wave or candidates, candidates),
+    )

@@ -69,10 +69,11 @@ class Run:
     if not (workdir / 'config.json').exists():
       self._start_params = folder.start_params(self.setup, progress.status)
     share = (widest.prompts_per_step or 64) // self.setup.hosts.count
+    wave = recipe.sampling.wave(max(1, share), widest.samples_per_prompt)
     evaluator = Evaluator(
       self.setup,
-      problems_per_call=self.setup.wave(max(1, share)),
-      samples_per_call=widest.samples_per_prompt,
+      problems_per_call=wave[0],
+      samples_per_call=wave[1],
       # The same draws as in training share their compiled program.
       sampler=self.sampler
       if self.setup.evaluation_sampling == self.setup.train_sampling

@@ -154,10 +154,6 @@ class Setup:
     axes, unstack = _decode_form(config)
     return self.hosts.local_copy(params, axes, config.dtype, unstack)
 
-  def wave(self, problems: int) -> int:
-    """Problems that one call of the sampler takes, of a host's `problems`."""
-    return min(self.recipe.sampling.problems_per_wave or problems, problems)
-
   def demonstrations(self):
     """The fixed set of demonstrations, in this run's order."""
     data = self.recipe.data

@@ -311,12 +311,13 @@ def test_sampler_and_trainer_agree(problem_batch):
 
 
 def test_draws_do_not_depend_on_waves(problem_batch):
-  """Four problems at once, or in waves of three (the last one filled up)."""
+  """Four problems of four at once, or in waves (the last one filled up)."""
   found = {}
-  for size in (0, 3):
+  for size in ((0, 0), (3, 0), (3, 3)):
 
     def edit(config, size=size):
-      config.sampling.problems_per_wave = size
+      config.sampling.problems_per_wave = size[0]
+      config.sampling.candidates_per_wave = size[1]
 
     setup = parts.setup(edit)
     params = jax.jit(functools.partial(init_params, setup.model_config))(
@@ -326,7 +327,7 @@ def test_draws_do_not_depend_on_waves(problem_batch):
     shapes = []
 
     def watched(params, prompt_PS, *rest, sampler=sampler, shapes=shapes):
-      shapes.append(prompt_PS.shape[0])
+      shapes.append((prompt_PS.shape[0], rest[-1].shape[0]))
       return sampler(params, prompt_PS, *rest)
 
     found[size] = collect_lib.draw_in_waves(
@@ -337,19 +338,29 @@ def test_draws_do_not_depend_on_waves(problem_batch):
       np.arange(10, 14, dtype=np.int32),
       np.arange(4, dtype=np.int32),
     )
-    assert shapes == ([3, 3] if size else [4])
-  for name in ('token_PNR', 'length_PN', 'finished_PN', 'step_mask_PNR'):
-    np.testing.assert_array_equal(
-      getattr(found[3], name), getattr(found[0], name), err_msg=name
+    assert (
+      shapes
+      == {
+        (0, 0): [(4, 4)],
+        (3, 0): [(3, 4)] * 2,
+        (3, 3): [(3, 3)] * 4,
+      }[size]
     )
-  np.testing.assert_allclose(
-    found[3].log_prob_PNR, found[0].log_prob_PNR, atol=1e-5
-  )
+  whole = found.pop((0, 0))
+  for waves in found.values():
+    for name in ('token_PNR', 'length_PN', 'finished_PN', 'step_mask_PNR'):
+      np.testing.assert_array_equal(
+        getattr(waves, name), getattr(whole, name), err_msg=name
+      )
+    np.testing.assert_allclose(
+      waves.log_prob_PNR, whole.log_prob_PNR, atol=1e-5
+    )
 
 
-def test_wave_size_is_checked():
+@pytest.mark.parametrize('name', ['problems_per_wave', 'candidates_per_wave'])
+def test_wave_size_is_checked(name):
   def edit(config):
-    config.sampling.problems_per_wave = -1
+    config.sampling[name] = -1
 
-  with pytest.raises(UserError, match='problems_per_wave=-1 must be at least'):
+  with pytest.raises(UserError, match=f'{name}=-1 must be at least'):
     parts.setup(edit)
