@@ -29,7 +29,6 @@ Decoding one token of R slots reads the weights and the slots' caches once.
 """
 
 import dataclasses
-import math
 import statistics
 
 import numpy as np
