@@ -1,0 +1,1 @@
+"""Each operator of kernels/ in each of its forms, timed or compiled."""
