@@ -17,7 +17,7 @@ Bytes are those that ONE device sends, for a ring over n devices:
 import collections
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 KINDS = (
   'all-gather',
@@ -80,7 +80,7 @@ class Collectives:
     return sum(self.sent.values())
 
 
-def _bytes(shapes: str) -> float:
+def largest_bytes(shapes: str) -> float:
   """Size of the largest array in a shape or tuple of shapes."""
   sizes = [0.0]
   for kind, dims in _SHAPE.findall(shapes):
@@ -91,9 +91,9 @@ def _bytes(shapes: str) -> float:
   return max(sizes)
 
 
-def _all_bytes(shapes: str) -> float:
+def all_bytes(shapes: str) -> float:
   """Size of all arrays of a shape or tuple of shapes."""
-  return sum(_bytes(f'{k}[{d}]') for k, d in _SHAPE.findall(shapes))
+  return sum(largest_bytes(f'{k}[{d}]') for k, d in _SHAPE.findall(shapes))
 
 
 def group_size(line: str, devices: int) -> int:
@@ -120,19 +120,98 @@ def group_size(line: str, devices: int) -> int:
 
 def _sent(kind: str, start: bool, result: str, n: int) -> float:
   if kind == 'collective-permute':
-    return _bytes(result)
+    return largest_bytes(result)
   if n <= 1:
     return 0.0
   # The result of a start names its operands as well: (operands, outputs).
   if kind == 'all-gather':
-    size = _all_bytes(result) * (n / (n + 1) if start else 1)
+    size = all_bytes(result) * (n / (n + 1) if start else 1)
     return size * (n - 1) / n
   if kind == 'reduce-scatter':
-    return _all_bytes(result) / (n + 1 if start else 1) * (n - 1)
-  size = _all_bytes(result)
+    return all_bytes(result) / (n + 1 if start else 1) * (n - 1)
+  size = all_bytes(result)
   if kind == 'all-to-all':
     return size * (n - 1) / n
   return size * 2 * (n - 1) / n
+
+
+class Module:
+  """Computations of a compiled module, with the turns of its loops.
+
+  Attributes:
+    bodies: computation -> its lines.
+    entry: name of the one that runs.
+    unknown_loops: bodies of loops whose number of turns is not in the module;
+      they count once. Known after `total`.
+  """
+
+  def __init__(self, text: str):
+    self.bodies: dict[str, list[str]] = {}
+    self.entry = current = None
+    self.unknown_loops: set[str] = set()
+    for line in text.splitlines():
+      if found := _HEADER.match(line):
+        current = found[1]
+        self.bodies[current] = []
+        if line.startswith('ENTRY'):
+          self.entry = current
+      elif line == '}':
+        current = None
+      elif current is not None:
+        self.bodies[current].append(line)
+
+  def _turns(self, line: str, condition: str, body: str) -> int:
+    if found := _KNOWN.search(line):
+      return int(found[1])
+    constants = [
+      int(found[1])
+      for text in self.bodies.get(condition, [])
+      if (found := _CONSTANT.search(text))
+    ]
+    if len(constants) == 1:
+      return constants[0]
+    self.unknown_loops.add(body)
+    return 1
+
+  def total(
+    self,
+    of_line: Callable[[str, str], Mapping[str, float]],
+    into: Callable[[str], bool] = lambda line: True,
+  ) -> collections.Counter:
+    """Sum over all lines that run, each as often as it runs.
+
+    Args:
+      of_line: (computation, line) -> numbers by name.
+      into: whether what a line calls (other than a loop) is counted as well.
+    """
+    memo: dict[str, collections.Counter] = {}
+
+    def walk(name: str) -> collections.Counter:
+      if name in memo:
+        return memo[name]
+      memo[name] = collections.Counter()  # no recursion
+      total = collections.Counter()
+
+      def add(values: Mapping[str, float], times: int = 1):
+        for key, value in values.items():
+          total[key] += times * value
+
+      for line in self.bodies.get(name, ()):
+        if found := _WHILE.search(line):
+          add(walk(found[2]), self._turns(line, found[1], found[2]))
+          continue
+        add(of_line(name, line))
+        if not into(line):
+          continue
+        called = set(_CALLED.findall(line))
+        if branches := _BRANCHES.search(line):
+          called |= {part.strip(' %') for part in branches[1].split(',')}
+        for other in called & self.bodies.keys():
+          add(walk(other))
+      memo[name] = total
+      return total
+
+    return walk(self.entry) if self.entry else collections.Counter()
 
 
 def collectives(text: str, devices: int) -> Collectives:
@@ -142,66 +221,20 @@ def collectives(text: str, devices: int) -> Collectives:
     text: `compiled.as_text()`.
     devices: of the mesh.
   """
-  bodies: dict[str, list[str]] = {}
-  entry = current = None
-  for line in text.splitlines():
-    if found := _HEADER.match(line):
-      current = found[1]
-      bodies[current] = []
-      if line.startswith('ENTRY'):
-        entry = current
-    elif line == '}':
-      current = None
-    elif current is not None:
-      bodies[current].append(line)
-  unknown = set()
+  module = Module(text)
 
-  def turns(line: str, condition: str, body: str) -> int:
-    if found := _KNOWN.search(line):
-      return int(found[1])
-    lines = bodies.get(condition, [])
-    constants = [
-      int(found[1]) for text in lines if (found := _CONSTANT.search(text))
-    ]
-    if len(constants) == 1:
-      return constants[0]
-    unknown.add(body)
-    return 1
+  def of_line(computation: str, line: str) -> dict[str, float]:
+    del computation
+    found = _OP.search(line)
+    if not found:
+      return {}
+    result, kind, start = found.groups()
+    sent = _sent(kind, bool(start), result, group_size(line, devices))
+    return {f'count {kind}': 1, f'sent {kind}': sent}
 
-  memo: dict[str, tuple[collections.Counter, collections.Counter]] = {}
-
-  def walk(name: str):
-    if name in memo:
-      return memo[name]
-    memo[name] = collections.Counter(), collections.Counter()  # no recursion
-    count, sent = collections.Counter(), collections.Counter()
-
-    def add(other: str, times: int = 1):
-      other_count, other_sent = walk(other)
-      for kind in KINDS:
-        count[kind] += times * other_count[kind]
-        sent[kind] += times * other_sent[kind]
-
-    for line in bodies.get(name, ()):
-      if found := _WHILE.search(line):
-        add(found[2], turns(line, found[1], found[2]))
-        continue
-      if found := _OP.search(line):
-        result, kind, start = found.groups()
-        count[kind] += 1
-        size = group_size(line, devices)
-        sent[kind] += _sent(kind, bool(start), result, size)
-      called = set(_CALLED.findall(line))
-      if branches := _BRANCHES.search(line):
-        called |= {part.strip(' %') for part in branches[1].split(',')}
-      for other in called & bodies.keys():
-        add(other)
-    memo[name] = count, sent
-    return memo[name]
-
-  count, sent = walk(entry) if entry else ({}, {})
+  found = module.total(of_line)
   return Collectives(
-    {kind: int(count[kind]) for kind in KINDS},
-    {kind: float(sent[kind]) for kind in KINDS},
-    len(unknown),
+    {kind: int(found[f'count {kind}']) for kind in KINDS},
+    {kind: float(found[f'sent {kind}']) for kind in KINDS},
+    len(module.unknown_loops),
   )

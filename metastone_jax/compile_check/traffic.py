@@ -1,0 +1,159 @@
+"""Bytes a compiled program moves through a device's memory, from its text.
+
+Every instruction outside fusions reads its operands and writes its result; a
+loop's body counts as often as the loop runs. What a fusion only slices counts
+as the slice, what it updates in place as the update. Arrays that the compiler
+keeps on the chip (TPU memory space 1 and above) count nothing. A kernel counts
+what its own cost estimate says, which knows the blocks it reads again; without
+an estimate, every operand and result once.
+
+A GPU's caches are not modelled: what a later kernel finds in L2 still counts.
+"""
+
+import re
+from collections.abc import Mapping
+
+from metastone_jax.compile_check import hlo
+
+_INSTRUCTION = re.compile(
+  r'^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|[^ ]+) ([\w-]+)\((.*?)\)(?:, |$)'
+)
+_NAME = re.compile(r'%([\w.-]+)')
+_ARRAY = re.compile(r'(?:pred|[subf]+\d+|bf16)\[[\d,]*\](?:\{[^}]*\})?')
+_ON_CHIP = re.compile(r'S\([1-9]')
+_ESTIMATE = re.compile(r'"?bytes_accessed"?\s*[:=]\s*"?(\d+)')
+_CALLS = re.compile(r'calls=%?([\w.-]+)')
+# These move nothing, or their bodies are counted instead.
+_FREE = {
+  'parameter',
+  'constant',
+  'tuple',
+  'get-tuple-element',
+  'bitcast',
+  'while',
+  'conditional',
+  'call',
+  'after-all',
+  'partition-id',
+  'replica-id',
+  'opt-barrier',
+}
+_SLICES = {'dynamic-slice', 'slice', 'gather'}
+_ALIASES = {'bitcast', 'reshape', 'transpose', 'copy', 'convert'}
+
+
+def _bytes(shape: str) -> float:
+  """Size of a shape or tuple of shapes, without what is kept on the chip."""
+  return sum(
+    hlo.all_bytes(array)
+    for array in _ARRAY.findall(shape)
+    if not _ON_CHIP.search(array)
+  )
+
+
+class _Reader:
+  """Sizes by name, and what fusions read and write."""
+
+  def __init__(self, module: hlo.Module):
+    self.bodies = {
+      name: [
+        found.groups() + (line,)
+        for line in lines
+        if (found := _INSTRUCTION.match(line))
+      ]
+      for name, lines in module.bodies.items()
+    }
+    self.shapes = {
+      name: {result: shape for result, shape, *_ in body}
+      for name, body in self.bodies.items()
+    }
+
+  def _read(self, fusion: str, name: str, full: float) -> float:
+    """Bytes of the value `name` that a fusion reads."""
+    read = 0.0
+    for result, shape, op, operands, line in self.bodies[fusion]:
+      names = _NAME.findall(operands)
+      if name not in names:
+        continue
+      if op in _SLICES and names[0] == name:
+        read += _bytes(shape)
+      elif op == 'dynamic-update-slice' and names[0] == name:
+        pass  # in place
+      elif op in _ALIASES:
+        read += self._read(fusion, result, full)
+      elif op == 'fusion':
+        inner = _CALLS.search(line)[1]
+        for place in (i for i, x in enumerate(names) if x == name):
+          read += self._read(inner, self._parameter(inner, place), full)
+      else:
+        return full
+    return min(read, full)
+
+  def _parameter(self, fusion: str, place: int) -> str:
+    for result, _, op, operands, _ in self.bodies[fusion]:
+      if op == 'parameter' and operands == str(place):
+        return result
+    raise ValueError(f'computation {fusion} has no parameter {place}')
+
+  def _written(self, fusion: str, name: str, full: float) -> float:
+    """Bytes that a fusion writes as its value `name`."""
+    for result, _, op, operands, line in self.bodies[fusion]:
+      if result != name:
+        continue
+      names = _NAME.findall(operands)
+      if op == 'dynamic-update-slice':
+        return _bytes(self.shapes[fusion].get(names[1], ''))
+      if op in _ALIASES:
+        return self._written(fusion, names[0], full)
+      if op == 'tuple':
+        return sum(
+          self._written(fusion, x, _bytes(self.shapes[fusion][x]))
+          for x in names
+        )
+      if op == 'fusion':
+        inner = _CALLS.search(line)[1]
+        return self._written(inner, self.bodies[inner][-1][0], full)
+    return full
+
+  def of_line(self, computation: str, line: str) -> Mapping[str, float]:
+    """Bytes of one instruction of a computation that is no fusion."""
+    found = _INSTRUCTION.match(line)
+    if not found or found[3] in _FREE or found[3].endswith('-done'):
+      return {}
+    _, shape, op, operands = found.groups()
+    shapes = self.shapes[computation]
+    names = _NAME.findall(operands)
+    sizes = [_bytes(shapes.get(name, '')) for name in names]
+    if op == 'custom-call' and (estimate := _ESTIMATE.search(line)):
+      return {'kernels': float(estimate[1])}
+    if op == 'fusion':
+      fusion = _CALLS.search(line)[1]
+      read = sum(
+        self._read(fusion, self._parameter(fusion, place), size)
+        for place, size in enumerate(sizes)
+        if size
+      )
+      root = self.bodies[fusion][-1][0]
+      return {'other': read + self._written(fusion, root, _bytes(shape))}
+    if op in _SLICES:
+      return {'other': 2 * _bytes(shape)}
+    if op == 'dynamic-update-slice':
+      return {'other': 2 * sizes[1]}
+    if op.endswith('-start'):
+      return {'other': _bytes(shape)}  # names its operands and its results
+    return {'other': sum(sizes) + _bytes(shape)}
+
+
+def memory_traffic(text: str) -> float:
+  """Bytes read from and written to a device's memory in one run.
+
+  Args:
+    text: `compiled.as_text()`.
+  """
+  module = hlo.Module(text)
+  reader = _Reader(module)
+  # Fusions and reductions call computations that move nothing themselves.
+  found = module.total(
+    reader.of_line, lambda line: ' call(' in line or ' conditional(' in line
+  )
+  return float(sum(found.values()))
