@@ -1,5 +1,7 @@
 """Bytes through memory, of programs whose traffic is plain."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -30,25 +32,7 @@ def test_a_loop_reads_slices_and_writes_in_place():
   assert least <= found <= 1.01 * (least + 64 * 4 * 5 * 32 * 128)
 
 
-HLO = """HloModule m
-
-%fused (p: f32[8,128], q: s32[]) -> f32[1,128] {
-  %p = f32[8,128]{1,0} parameter(0)
-  %q = s32[] parameter(1)
-  %zero = s32[] constant(0)
-  ROOT %s = f32[1,128]{1,0} dynamic-slice(%p, %q, %zero), dynamic_slice_sizes={1,128}
-}
-
-ENTRY %main (a: f32[8,128], i: s32[]) -> f32[1,128] {
-  %a = f32[8,128]{1,0} parameter(0)
-  %i = s32[]{:S(6)} parameter(1)
-  %f = f32[1,128]{1,0:T(8,128)S(1)} fusion(%a, %i), kind=kLoop, calls=%fused
-  %k = f32[4,128]{1,0} custom-call(%f, %a), custom_call_target="tpu_custom_call", backend_config={"cost_estimate":{"flops":"1","bytes_accessed":"7000"}}
-  ROOT %n = f32[4,128]{1,0} negate(%k)
-}
-"""
-
-
 def test_slices_on_chip_arrays_and_kernels_that_say_what_they_read():
+  text = (pathlib.Path(__file__).parent / 'kernel.hlo').read_text()
   # The fusion reads 512 and writes on the chip; 2,048 twice for `negate`.
-  assert traffic.memory_traffic(HLO) == 512 + 7000 + 2 * 2048
+  assert traffic.memory_traffic(text) == 512 + 7000 + 2 * 2048

@@ -1,0 +1,174 @@
+"""Operators in all their forms: timed on this machine, or compiled for one.
+
+  python -m tests.benchmarks.kernels                    (needs an accelerator)
+  python -m tests.benchmarks.kernels --target=v5p-2     (needs its compiler)
+
+Timed: seconds of a run, share of the device's bandwidth and of its bf16 peak
+that the operator's own least traffic and arithmetic make of it, and how often
+the XLA form fits into it. Compiled: temporaries, bytes through the device's
+memory as the compiled module tells them (compile_check/traffic.py), and the
+roofline seconds: of the operator (least bytes and arithmetic) and of those
+bytes.
+"""
+
+import argparse
+import importlib
+import statistics
+import time
+
+from metastone_jax.compile_check import machine
+
+_PARSER = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+_PARSER.add_argument('--target', help='described machine, see launch.compile')
+_PARSER.add_argument('--operators', nargs='+', default=None)
+_PARSER.add_argument(
+  '--models', nargs='+', default=['1p5b', '7b', '32b'], help='widths'
+)
+_PARSER.add_argument('--forms', nargs='+', default=None)
+_PARSER.add_argument('--repeats', type=int, default=10)
+OPTIONS = _PARSER.parse_args()
+if OPTIONS.target:
+  machine.prepare()  # before anything imports jax
+
+import jax  # noqa: E402
+
+from metastone_jax.compile_check import targets, traffic  # noqa: E402
+from tests.benchmarks.kernels.case import Case  # noqa: E402
+
+OPERATORS = ('scoring_head', 'token_log_prob', 'decode_attention')
+# What `device_kind` of a card holds -> key of targets.CHIPS.
+_KINDS = {
+  'v5 lite': 'v5e',
+  'v5e': 'v5e',
+  'v5p': 'v5p',
+  'v5': 'v5p',
+  'v6': 'v6e',
+  '7x': 'tpu7x',
+  'H100': 'h100',
+}
+
+
+def cases() -> list[Case]:
+  """All that the flags ask for."""
+  found = []
+  for operator in OPTIONS.operators or OPERATORS:
+    module = importlib.import_module(f'tests.benchmarks.kernels.{operator}')
+    for model in OPTIONS.models:
+      found += module.cases(model)
+  return [
+    case for case in found if not OPTIONS.forms or case.form in OPTIONS.forms
+  ]
+
+
+def _arguments(case: Case):
+  if case.make is not None:
+    return case.make(0)
+  keys = jax.random.split(jax.random.key(0), len(case.arguments))
+  return tuple(
+    jax.random.normal(key, x.shape, x.dtype)
+    for key, x in zip(keys, case.arguments, strict=True)
+  )
+
+
+def time_all(found: list[Case]) -> None:
+  """Prints what each case takes here."""
+  device = jax.devices()[0]
+  name = next((v for k, v in _KINDS.items() if k in device.device_kind), None)
+  if name is None:
+    raise SystemExit(
+      f'{device.device_kind} is no accelerator of the table; to compile for '
+      'one that is not here, give --target'
+    )
+  chip = targets.CHIPS[name]
+  print(f'jax {jax.__version__} on {device.device_kind}, peaks of {name}\n')
+  print(
+    '| operator | shape | direction | form | ms | GB/s % | FLOP/s % | XLA |'
+  )
+  print('| --- | --- | --- | --- | ---: | ---: | ---: | ---: |')
+  medians = {}
+  for case in found:
+    if device.platform not in case.platforms:
+      continue
+    arguments = _arguments(case)
+    function = jax.jit(case.function)
+    try:
+      jax.block_until_ready(function(*arguments))
+    except jax.errors.JaxRuntimeError as error:
+      if 'RESOURCE_EXHAUSTED' not in str(error):
+        raise
+      print(f'{_name(case)} does not fit | | | |', flush=True)
+      continue
+    seconds = []
+    for _ in range(OPTIONS.repeats):
+      started = time.perf_counter()
+      jax.block_until_ready(function(*arguments))
+      seconds.append(time.perf_counter() - started)
+    median = statistics.median(seconds)
+    medians[_key(case), case.form] = median
+    print(
+      f'{_name(case)} {1e3 * median:.3f} | '
+      f'{100 * case.bytes / chip.memory_bandwidth / median:.1f} | '
+      f'{100 * case.flops / chip.flops / median:.1f} | '
+      f'{medians.get((_key(case), "xla"), float("nan")) / median:.2f} |',
+      flush=True,
+    )
+
+
+def compile_all(found: list[Case], target: targets.Target) -> None:
+  """Prints what the compiler of a machine makes of each case."""
+  device = machine.devices(target)[0]
+  sharding = jax.sharding.SingleDeviceSharding(device)
+  chip = target.chip
+  print(f'jax {jax.__version__}, compiled for one device of {target.name}\n')
+  print(
+    '| operator | shape | direction | form | temporaries GB | memory GB | '
+    'least GB | roofline ms | of those bytes ms | compile s |'
+  )
+  print('| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |')
+  for case in found:
+    if chip.platform not in case.platforms:
+      continue
+    arguments = [
+      jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+      for x in case.arguments
+    ]
+    lowered = jax.jit(case.function).lower(*arguments)
+    started = time.monotonic()
+    try:
+      compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+      if 'RESOURCE_EXHAUSTED' not in str(error):
+        raise
+      print(f'{_name(case)} does not fit | | | | | |', flush=True)
+      continue
+    seconds = time.monotonic() - started
+    moved = traffic.memory_traffic(compiled.as_text())
+    roof = max(case.flops / chip.flops, case.bytes / chip.memory_bandwidth)
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
+    print(
+      f'{_name(case)} {temporaries / 1e9:.3f} | {moved / 1e9:.3f} | '
+      f'{case.bytes / 1e9:.3f} | {1e3 * roof:.3f} | '
+      f'{1e3 * moved / chip.memory_bandwidth:.3f} | {seconds:.1f} |',
+      flush=True,
+    )
+
+
+def _key(case: Case):
+  return case.operator, case.shape, case.direction
+
+
+def _name(case: Case) -> str:
+  return f'| {case.operator} | {case.shape} | {case.direction} | {case.form} |'
+
+
+def main() -> None:
+  """Times or compiles."""
+  found = cases()
+  if OPTIONS.target:
+    compile_all(found, targets.parse(OPTIONS.target))
+  else:
+    time_all(found)
+
+
+if __name__ == '__main__':
+  main()
