@@ -174,25 +174,41 @@ class ReflectiveModel(nnx.Module):
 
     Returns:
       hidden_BTD after the final norm, feature_BTD entering block f, and (with
-      keep_cache) the stacked (k, v) of both stacks, (layers, B, T, K, h) each.
+      keep_cache) a list of (k, v), each (B, T, K, h), one a layer.
     """
     config = self.config
     cos, sin = self._rotation(position_BT)
     x = sharder.constrain(self.embed(token_BT), *RESIDUAL)
-    run = functools.partial(
-      self._run,
-      cos=cos,
-      sin=sin,
-      segment=segment_BT,
-      sharder=sharder,
-      layout=layout,
-      keep_cache=keep_cache,
-    )
-    stacks = self._stacks()
-    feature, low = run(stacks[0], x)
-    x, high = run(stacks[1], feature)
+    cache = []
+    if hasattr(self, 'blocks'):
+      # One after the other: stacks for a loop would be a second copy of the
+      # weights (15 GB of 32B's on a v6e chip).
+      feature = None
+      for index, block in enumerate(self.blocks):
+        if index == config.split:
+          feature = x
+        x, kv = block(x, cos, sin, segment_BT, sharder, layout)
+        cache.append(kv)
+    else:
+      run = functools.partial(
+        self._run,
+        cos=cos,
+        sin=sin,
+        segment=segment_BT,
+        sharder=sharder,
+        layout=layout,
+        keep_cache=keep_cache,
+      )
+      feature, low = run(self.low, x)
+      x, high = run(self.high, feature)
+      if keep_cache:
+        cache = [
+          (k[layer], v[layer])
+          for k, v in (low, high)
+          for layer in range(k.shape[0])
+        ]
     hidden = rms_norm(x, self.final_norm[...], config.norm_eps)
-    return hidden, feature, (low, high)
+    return hidden, feature, cache if keep_cache else None
 
   def score(
     self,
@@ -298,7 +314,7 @@ class ReflectiveModel(nnx.Module):
     P, S = prompt_PS.shape
     place = jnp.arange(S, dtype=jnp.int32)
     segment_PS = (place[None] < length_P[:, None]).astype(jnp.int32)
-    hidden, feature, stacks = self(
+    hidden, feature, layers = self(
       prompt_PS,
       jnp.broadcast_to(place, (P, S)),
       segment_PS,
@@ -309,9 +325,7 @@ class ReflectiveModel(nnx.Module):
     hidden_PD = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
     feature_PD = jnp.take_along_axis(feature, last, axis=1)[:, 0]
     caches = [
-      LayerCache.open(k[layer], v[layer], num_candidates, num_slots)
-      for k, v in stacks
-      for layer in range(k.shape[0])
+      LayerCache.open(k, v, num_candidates, num_slots) for k, v in layers
     ]
     return hidden_PD, feature_PD, tuple(caches)
 
@@ -356,19 +370,6 @@ class ReflectiveModel(nnx.Module):
       updated.append(cache)
     hidden = rms_norm(x, self.final_norm[...], config.norm_eps)
     return hidden, feature, tuple(updated)
-
-  def _stacks(self) -> tuple[Block, Block]:
-    """Blocks [0, f) and [f, L), each with a leading layer axis."""
-    if not hasattr(self, 'blocks'):
-      return self.low, self.high
-
-    def stack(blocks):
-      graph, _ = nnx.split(blocks[0])
-      states = [nnx.split(block)[1] for block in blocks]
-      return nnx.merge(graph, jax.tree.map(lambda *x: jnp.stack(x), *states))
-
-    f = self.config.split
-    return stack(self.blocks[:f]), stack(self.blocks[f:])
 
   def layers(self) -> list[Block]:
     """All blocks one by one: the decode loop unrolls them.

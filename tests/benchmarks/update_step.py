@@ -1,16 +1,29 @@
-"""One GRPO + SPR update: ours against PyTorch, same model, shapes and loss.
+"""One GRPO + SPR update: ours against two peers, same model and shapes.
 
   python -m tests.benchmarks.update_step [--repeats=5 --steps=3]
+    [--tunix_python=PATH]
 
-The peer is Hugging Face's Qwen2 in PyTorch with the released loss as the
-released trainer computes it: full logits, clipped policy loss with the
-advantage, k3 KL, entropy, the filtered process-reward loss on
-`hidden_states[-2]`, gradient clipping and AdamW. Float32, all cores, the two
-take turns in processes of their own; the ratio is of medians.
+PyTorch: Hugging Face's Qwen2 with the released loss as the released trainer
+computes it: full logits, clipped policy loss with the advantage, k3 KL,
+entropy, the filtered process-reward loss on `hidden_states[-2]`, gradient
+clipping and AdamW.
+
+google-tunix: its own Qwen2, GRPO loss, trainer and jit, at its defaults; needs
+PATH, a Python with google-tunix (`pip install google-tunix` in a venv of its
+own). It does less work than ours: no score head, no process-reward loss, and
+the entropy is a metric without a gradient. Its logits are of the whole row,
+like ours, but it cuts them to the completion before log-probs and entropy,
+which ours computes at every place.
+
+Float32, CPU, all cores, a step alone, after one that compiles. All take turns
+in processes of their own; the ratios are of medians.
 """
 
 import argparse
+import importlib.metadata
 import json
+import os
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -167,37 +180,77 @@ def _torch(size, steps: int) -> list[float]:
   return seconds[1:]
 
 
+FORMS = {'ours': (_ours, ('jax',)), 'torch': (_torch, ('torch', 'transformers'))}
+
+
+def _run(form: str, name: str, steps: int, tunix_python: str) -> dict:
+  """Seconds and versions that a process of its own found."""
+  if form == 'tunix':
+    script = pathlib.Path(__file__).with_name('update_step_tunix.py')
+    command = [tunix_python, str(script), f'--learning_rate={LEARNING_RATE}']
+    command += [f'--steps={steps}', *map(str, SIZES[name])]
+  else:
+    command = [sys.executable, '-m', 'tests.benchmarks.update_step']
+    command += [f'--steps={steps}', '--one', form, name]
+  done = subprocess.run(
+    command,
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3'},
+  )
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def _row(form: str, found: list[dict], ours: float) -> str:
+  """One line of the table: the medians, the ratio, the versions."""
+  seconds = [second for one in found for second in one['seconds']]
+  median = statistics.median(seconds)
+  ratio = '' if form == 'ours' else f', {form} / ours {median / ours:.2f}'
+  versions = ', '.join(f'{k} {v}' for k, v in found[0]['versions'].items())
+  return (
+    f'  {form:5} {median:.3f} s (least {min(seconds):.3f}){ratio} [{versions}]'
+  )
+
+
 def main() -> None:
-  """Parses, lets both take turns, prints the ratios."""
-  parser = argparse.ArgumentParser(description=__doc__)
+  """Parses, lets all take turns, prints the ratios."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--repeats', type=int, default=5)
   parser.add_argument('--steps', type=int, default=3)
+  parser.add_argument(
+    '--tunix_python', default='', help='a Python that has google-tunix'
+  )
   parser.add_argument('--one', nargs=2, default=None, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.one:
-    run = {'ours': _ours, 'torch': _torch}[args.one[0]]
-    print(json.dumps(run(SIZES[args.one[1]], args.steps)))
+    run, packages = FORMS[args.one[0]]
+    seconds = run(SIZES[args.one[1]], args.steps)
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    print(json.dumps({'seconds': seconds, 'versions': versions}))
     return
-  for name, size in SIZES.items():
-    seconds = {'ours': [], 'torch': []}
-    for _ in range(args.repeats):
-      for form, found in seconds.items():
-        done = subprocess.run(
-          [sys.executable, '-m', 'tests.benchmarks.update_step']
-          + [f'--steps={args.steps}', '--one', form, name],
-          capture_output=True,
-          text=True,
-          check=True,
-        )
-        found += json.loads(done.stdout.splitlines()[-1])
-    ours, peer = (statistics.median(seconds[f]) for f in ('ours', 'torch'))
-    D, L, H, K, F, V, B, T = size
+  forms = [*FORMS]
+  if args.tunix_python:
+    forms.append('tunix')
     print(
-      f'{name} (width {D}, {L} layers, vocabulary {V}, {B} rows of {T}): '
-      f'ours {ours:.3f} s (least {min(seconds["ours"]):.3f}), PyTorch '
-      f'{peer:.3f} s (least {min(seconds["torch"]):.3f}), PyTorch / ours '
-      f'{peer / ours:.2f}'
+      'tunix has no score head and no entropy term (ours does more work a '
+      'step); its log-probs are of the completion alone, ours of every place, '
+      'its logits of the whole row as ours'
     )
+  else:
+    print('tunix is not run: give --tunix_python, a Python with google-tunix')
+  for name, size in SIZES.items():
+    found = {form: [] for form in forms}
+    for _ in range(args.repeats):
+      for form in forms:
+        found[form].append(_run(form, name, args.steps, args.tunix_python))
+    D, L, H, K, F, V, B, T = size
+    print(f'{name} (width {D}, {L} layers, vocabulary {V}, {B} rows of {T}):')
+    ours = statistics.median(s for one in found['ours'] for s in one['seconds'])
+    for form in forms:
+      print(_row(form, found[form], ours), flush=True)
 
 
 if __name__ == '__main__':

@@ -182,7 +182,8 @@ def test_signal_and_kills(one, start64, cache, tmp_path):
   with CheckpointManager(
     workdir / 'checkpoints', read_only=True
   ) as checkpoints:
-    assert checkpoints.good_steps() == [1]
+    # On a busy machine the next step has begun before both know.
+    assert checkpoints.good_steps() in ([1], [2])
 
   for victim, moment, delay, hit in (
     # In the update of step 2, in the save after step 2, in a rollout.
