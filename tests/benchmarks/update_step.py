@@ -24,6 +24,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -180,7 +181,10 @@ def _torch(size, steps: int) -> list[float]:
   return seconds[1:]
 
 
-FORMS = {'ours': (_ours, ('jax',)), 'torch': (_torch, ('torch', 'transformers'))}
+FORMS = {
+  'ours': (_ours, ('jax',)),
+  'torch': (_torch, ('torch', 'transformers')),
+}
 
 
 def _run(form: str, name: str, steps: int, tunix_python: str) -> dict:
@@ -233,6 +237,8 @@ def main() -> None:
     return
   forms = [*FORMS]
   if args.tunix_python:
+    if not shutil.which(args.tunix_python):
+      parser.error(f'--tunix_python={args.tunix_python} is no program')
     forms.append('tunix')
     print(
       'tunix has no score head and no entropy term (ours does more work a '
