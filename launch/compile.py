@@ -98,7 +98,9 @@ def main() -> None:
   print(report.text(plan, rows))
   failed = [row.program.name for row in rows if not row.fits(target)]
   if _WRITE.value:
-    report.write(_FILE.value, plan, rows, cli.command_line('launch.compile'))
+    report.write(
+      _FILE.value, plan, rows, cli.command_line('launch.compile'), found
+    )
   if _CHECK.value:
     sizes = report.read_sizes(_FILE.value)
     different = report.differences(plan, rows, sizes, _TOLERANCE)

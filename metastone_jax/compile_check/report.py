@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
+from metastone_jax.compile_check import hlo
 from metastone_jax.compile_check.accounting import Work
 from metastone_jax.compile_check.machine import Compiled
 from metastone_jax.compile_check.programs import Plan, Program
@@ -59,14 +60,36 @@ class Row:
     return not self.compiled.refused and self.total <= target.chip.memory
 
   def as_json(self) -> dict:
-    """What a later run is compared with, bytes."""
+    """What a later run is compared with, bytes; see `from_json`."""
+    compiled = self.compiled
+    sent = compiled.collectives.sent
     return {
-      'arguments': self.compiled.arguments,
-      'temporaries': self.compiled.temporaries,
+      'arguments': compiled.arguments,
+      'results': compiled.results,
+      'temporaries': compiled.temporaries,
+      'host': compiled.host,
+      'sent': {kind: size for kind, size in sent.items() if size},
+      'seconds': round(compiled.seconds),
+      'refused': compiled.refused,
       'total': self.total,
-      'sent': self.compiled.collectives.total_sent,
-      'refused': bool(self.compiled.refused),
     }
+
+  @classmethod
+  def from_json(cls, program: Program, facts: Mapping) -> 'Row':
+    """The row that was written into the file."""
+    return cls(
+      program,
+      Compiled(
+        name=program.name,
+        arguments=facts['arguments'],
+        results=facts['results'],
+        temporaries=facts['temporaries'],
+        host=facts['host'],
+        collectives=hlo.Collectives({}, facts['sent'], 0),
+        seconds=facts['seconds'],
+        refused=facts['refused'],
+      ),
+    )
 
 
 def _gb(size: float) -> str:
@@ -241,10 +264,29 @@ def read_sizes(path: epath.PathLike) -> dict[str, Mapping[str, Mapping]]:
 
 
 def write(
-  path: epath.PathLike, plan: Plan, rows: Sequence[Row], command: str
+  path: epath.PathLike,
+  plan: Plan,
+  rows: Sequence[Row],
+  command: str,
+  programs: Sequence[Program],
 ) -> None:
-  """Replaces or adds the section of this recipe and machine."""
+  """Replaces or adds the section of this recipe and machine.
+
+  Args:
+    path: the file.
+    plan: recipe and machine.
+    rows: what was compiled now.
+    command: for the reader.
+    programs: of the recipe; those not in `rows` keep their rows of the file.
+  """
   path = epath.Path(path)
+  kept = read_sizes(path).get(key(plan), {})
+  compiled = {row.program.name: row for row in rows}
+  rows = [
+    compiled.get(program.name) or Row.from_json(program, kept[program.name])
+    for program in programs
+    if program.name in compiled or program.name in kept
+  ]
   old = path.read_text(encoding='utf-8') if path.exists() else ''
   preamble, *parts = old.split('\n## ')
   sections = {part.split('\n', 1)[0].strip(): part.strip() for part in parts}
@@ -271,8 +313,10 @@ def differences(
       found.append(f'{row.program.name} is not in the file')
       continue
     now = row.as_json()
-    if was['refused'] != now['refused']:
-      found.append(f'{row.program.name}: refused {now["refused"]}')
+    if bool(was['refused']) != bool(now['refused']):
+      found.append(f'{row.program.name}: refused {now["refused"] or "no more"}')
+    for facts in (was, now):
+      facts['sent'] = sum(facts['sent'].values())
     for name in ('arguments', 'temporaries', 'total', 'sent'):
       # A tenth of nearly nothing is no difference.
       slack = tolerance * max(was[name], 1e8)
