@@ -25,6 +25,7 @@ def get_config(arg: str = ''):
     preset='32b',  # its shape, for launch.compile: QwQ-32B
     dtype='bfloat16',  # compute and key/value cache; masters are float32
     remat='full',  # recompute each block in the backward pass
+    attention='auto',  # splash on TPUs, cudnn or triton on GPUs
     vocab_multiple=128,  # embedding rows are padded to a multiple of it
   )
   c.layout = ''  # one of c.layouts below; '' = the next two lines
@@ -75,6 +76,8 @@ def get_config(arg: str = ''):
       updates_per_rollout=1,
       demonstrations_per_step=0,
       sequences_per_microbatch=64,
+      packed_length=0,  # places of a row of several trajectories; 0 = one a row
+      shared_prompt=False,  # run a problem's prompt once for all its responses
       policy_coefficient=1.0,
       objective='grpo',
       objective_options=dict(kl_coefficient=1e-3, entropy_coefficient=1e-3),

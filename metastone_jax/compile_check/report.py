@@ -209,11 +209,18 @@ def text(plan: Plan, rows: Sequence[Row]) -> str:
     for line in cells
   ]
   limit = plan.target.chip.memory
+  once = [
+    f'{row.program.name}: {row.compiled.collectives.unknown_loops} loop(s) turn '
+    'as often as the data say; what they send is counted once'
+    for row in rows
+    if row.compiled.collectives.unknown_loops
+  ]
   return '\n'.join(
     [
       f'{plan.recipe.name} on {plan.target.name}: {heading(plan)}',
       f'per device; its memory is {_gb(limit)} GB ({limit / GIB:.2f} GiB)',
       *(line.rstrip() for line in lines),
+      *once,
       iteration(plan, rows),
     ]
   )
