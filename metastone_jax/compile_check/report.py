@@ -210,8 +210,8 @@ def text(plan: Plan, rows: Sequence[Row]) -> str:
   ]
   limit = plan.target.chip.memory
   once = [
-    f'{row.program.name}: {row.compiled.collectives.unknown_loops} loop(s) turn '
-    'as often as the data say; what they send is counted once'
+    f'{row.program.name}: {row.compiled.collectives.unknown_loops} loop(s) '
+    'turn as often as the data say; what they send is counted once'
     for row in rows
     if row.compiled.collectives.unknown_loops
   ]
