@@ -4,9 +4,9 @@
     own part:    units = slots, keys and values = their own; goes on from the
                  prompt part's result, as if that were one more block
 
-A step takes one block of positions of ALL key/value heads, at least 1 MiB of
-keys and values where the cache is that long, so that fetching the next hides
-what a step costs. Steps come from a list made before (work.py): positions past
+A step takes one block of positions of ALL key/value heads, 1 MiB of keys and
+values where the cache is that long, so that fetching the next hides what a
+step costs. Steps come from a list made before (work.py): positions past
 the last valid one are neither fetched nor visited, and the prompt is read once
 a tile, not once a slot.
 """
@@ -29,10 +29,10 @@ _STEP_BYTES = 2**20
 # Scores of a step and key/value head, float32: they and their exponentials are
 # temporaries of the kernel.
 _SCORE_BYTES = 2**20
-# Of 128 MiB (v5e, v6e), 96 or more (v5p) or 64 (tpu7x); the largest step of
-# these shapes takes about 10.
+# What the compiler gives a kernel anyway; the largest tile (32 slots) compiles
+# with half of it.
 _VMEM_BYTES = 16 * 2**20
-# Of 1 MiB of scalar memory.
+# Of 1 MiB of scalar memory (lists of 1,000 KiB compile for all four families).
 _SMEM_BYTES = 640 * 2**10
 
 
@@ -83,7 +83,8 @@ def check(q_BHh, prompt_k_PKhS, own_k_BKhR, prompt_B) -> None:
   ):
     block = block_size(positions, K, h, rows, itemsize)
     blocks = -(-positions // block)
-    if 4 * (2 * units * blocks + 3 * units) > _SMEM_BYTES:
+    listed = 4 * (2 * units * blocks + 3 * units)
+    if listed > _SMEM_BYTES or blocks > work_lib.MAX_BLOCKS:
       raise ValueError(
         f"decode_attention kind 'pallas_tpu': the list of {units} x {blocks} "
         f'blocks ({units} {"tiles" if name == "prompt" else "slots"}, {name} '

@@ -3,7 +3,8 @@
 A tile is the unit of work against the prompt caches: whatever reads a prompt
 for a tile reads it once for all its slots. Slots are sorted by prompt, so the
 slots of a tile are neighbours; a tile that a group does not fill has places
-that repeat some slot, and nobody looks at what they get.
+that repeat its last slot, and nobody looks at what they get. Tiles that no
+group needs repeat the last slot of all.
 """
 
 import dataclasses
@@ -11,9 +12,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-# Slots of a tile at most: with 5 to 7 queries a key/value head this is a matrix
-# product of 160 to 224 rows, where v5p's arithmetic takes as long as fetching
-# the prompt does.
+# Slots of a tile at most: with 8 rows a slot and key/value head a matrix
+# product of 256 rows, whose arithmetic takes as long as fetching the prompt on
+# v5e, 1.5 times as long on v5p and half as long on v6e.
 MAX_SIZE = 32
 # Groups smaller than this are not worth a smaller matrix product.
 _MIN_SIZE = 8
@@ -114,17 +115,19 @@ def make(
   count_P = jnp.sum(prompt_B[None] == prompt[:, None], axis=1, dtype=jnp.int32)
   tiles_P = -(-count_P // N)
   slot_end_P, tile_end_P = jnp.cumsum(count_P), jnp.cumsum(tiles_P)
-  # Tiles past the last used one count as the last prompt's, with no slot.
   prompt_T = jnp.minimum(
-    jnp.sum(tile_end_P[None] <= tile[:, None], axis=1, dtype=jnp.int32), P - 1
+    jnp.sum(tile_end_P[None] <= tile[:, None], axis=1, dtype=jnp.int32),
+    prompt_B[-1],
   )
   first_T = (tile - (tile_end_P - tiles_P)[prompt_T]) * N
+  count_T = jnp.clip(count_P[prompt_T] - first_T, 0, N)
   slot_T = (slot_end_P - count_P)[prompt_T] + first_T
+  place_TN = jnp.minimum(jnp.arange(N), jnp.maximum(count_T - 1, 0)[:, None])
   rank_B = slot - (slot_end_P - count_P)[prompt_B]
   return Tiles(
     prompt_T=prompt_T,
-    count_T=jnp.clip(count_P[prompt_T] - first_T, 0, N),
-    slot_TN=jnp.minimum(slot_T[:, None] + jnp.arange(N), B - 1),
+    count_T=count_T,
+    slot_TN=jnp.minimum(slot_T[:, None] + place_TN, B - 1),
     place_B=(tile_end_P - tiles_P)[prompt_B] * N + rank_B,
     exact=False,
     whole=False,

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 # (unit, block) in one int32, for the list lies in scalar memory.
 _BITS = 16
 MAX_BLOCKS = 2**_BITS
-MAX_UNITS = 2 ** (31 - _BITS)
 
 
 class WorkList(NamedTuple):

@@ -40,26 +40,25 @@ def decode_attention(
     tiles.prompts(prompt_k_PKhS),
     preferred_element_type=acc,
   )
-  prompt_scores = tiles.scatter(
-    jnp.where(
-      tiles.prompts(prompt_valid_PS)[:, None, None, None], prompt_scores, floor
-    )
+  prompt_scores = jnp.where(
+    tiles.prompts(prompt_valid_PS)[:, None, None, None], prompt_scores, floor
   )
   own_scores = jnp.einsum(
     'BKGh,BKhR->BKGR', q_BKGh, own_k_BKhR, preferred_element_type=acc
   )
   own_scores = jnp.where(own_valid_BR[:, None, None], own_scores, floor)
   top = jnp.maximum(
-    jnp.max(prompt_scores, axis=-1, keepdims=True),
+    tiles.scatter(jnp.max(prompt_scores, axis=-1, keepdims=True)),
     jnp.max(own_scores, axis=-1, keepdims=True),
   )
-  prompt_weight = jnp.exp(prompt_scores - top)
+  prompt_weight = jnp.exp(prompt_scores - tiles.gather(top))
   own_weight = jnp.exp(own_scores - top)
-  total = jnp.sum(prompt_weight, axis=-1) + jnp.sum(own_weight, axis=-1)
+  total = tiles.scatter(jnp.sum(prompt_weight, axis=-1))
+  total += jnp.sum(own_weight, axis=-1)
   dtype = own_v_BKRh.dtype
   prompt_out = jnp.einsum(
     'TNKGS,TKSh->TNKGh',
-    tiles.gather(prompt_weight.astype(dtype)),
+    prompt_weight.astype(dtype),
     tiles.prompts(prompt_v_PKSh),
   )
   out = tiles.scatter(prompt_out) + jnp.einsum(

@@ -103,6 +103,10 @@ def _check_tiles(prompt_B, limit: int, equal: bool):
   assert [slot for _, slot, _ in held] == list(range(_SLOTS))
   assert [prompt for prompt, _, _ in held] == list(prompt_B)
   assert [place for _, _, place in held] == list(place_B)
+  # Places without a slot of their own repeat one of the same prompt.
+  np.testing.assert_array_equal(
+    np.array(prompt_B)[slot_TN], np.repeat(prompt_T[:, None], N, axis=1)
+  )
   groups = np.bincount(prompt_B, minlength=_PROMPTS)
   assert (count_T > 0).sum() == sum(-(-groups // N))
   np.testing.assert_array_equal(there_and_back, np.arange(_SLOTS) * 10)
