@@ -239,15 +239,20 @@ class Block(nnx.Module):
     """
     q, k, v = self._qkv(x_PND, cos, sin)
     cache = cache.write(k, v, slot)
+
+    def slots(x_PN):
+      return x_PN.reshape(-1, *x_PN.shape[2:])
+
     out = decode_attention(
-      q,
+      slots(q),
       cache.prompt_k_PKhS,
       cache.prompt_v_PKSh,
-      cache.own_k_PNKhR,
-      cache.own_v_PNKRh,
+      slots(cache.own_k_PNKhR),
+      slots(cache.own_v_PNKRh),
       prompt_valid_PS,
-      own_valid_PNR,
-    )
+      slots(own_valid_PNR),
+      kind='xla',  # The partitioner splits it; a kernel needs its `split`.
+    ).reshape(q.shape)
     x = x_PND + jnp.einsum('BTHh,HhD->BTD', out, self._cast(self.o_kernel))
     return self._feed_forward(x, sharder), cache
 
