@@ -16,6 +16,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from kernels.attention import Layout, Split, attention
+from kernels.decode_attention import Split as DecodeSplit
 from kernels.decode_attention import decode_attention
 from metastone_jax.model.config import ModelConfig
 from metastone_jax.model.rope import rotate
@@ -243,6 +244,12 @@ class Block(nnx.Module):
     def slots(x_PN):
       return x_PN.reshape(-1, *x_PN.shape[2:])
 
+    split = None
+    if sharder.mesh is not None:
+      batch, heads = sharder.mesh_axes(
+        ('batch', 'kv_heads'), cache.prompt_k_PKhS.shape[:2]
+      )
+      split = DecodeSplit(sharder.mesh, batch, heads=heads)
     out = decode_attention(
       slots(q),
       cache.prompt_k_PKhS,
@@ -251,7 +258,9 @@ class Block(nnx.Module):
       slots(cache.own_v_PNKRh),
       prompt_valid_PS,
       slots(own_valid_PNR),
-      kind='xla',  # The partitioner splits it; a kernel needs its `split`.
+      kind=self.config.decode_attention,
+      split=split,
+      interpret=self.config.interpret_kernels,
     ).reshape(q.shape)
     x = x_PND + jnp.einsum('BTHh,HhD->BTD', out, self._cast(self.o_kernel))
     return self._feed_forward(x, sharder), cache
