@@ -7,6 +7,7 @@ F feed-forward width, L layers.
 import dataclasses
 
 from kernels.attention import KINDS as ATTENTION_KINDS
+from kernels.decode_attention import KINDS as DECODE_KINDS
 from metastone_jax.errors import UserError
 from metastone_jax.model.rope import RopeScaling
 
@@ -47,6 +48,9 @@ class ModelConfig:
       attention outputs), 'dots' (the outputs of matrix products) or 'offload'
       (each block's input, in the host's memory).
     attention: the kind of `kernels.attention`; 'auto' picks by platform.
+    decode_attention: the kind of `kernels.decode_attention`, likewise.
+    token_log_prob: the kind of `kernels.token_log_prob`, likewise.
+    scoring_head: the kind of `kernels.scoring_head`, likewise.
     interpret_kernels: run Pallas kernels in interpret mode (tests on a CPU).
   """
 
@@ -71,6 +75,9 @@ class ModelConfig:
   param_dtype: str = 'float32'
   remat: str = 'none'
   attention: str = 'auto'
+  decode_attention: str = 'auto'
+  token_log_prob: str = 'auto'
+  scoring_head: str = 'auto'
   interpret_kernels: bool = False
 
   def __post_init__(self):
@@ -108,6 +115,7 @@ class ModelConfig:
     for name, allowed in (
       ('remat', REMAT_POLICIES),
       ('attention', ATTENTION_KINDS),
+      ('decode_attention', DECODE_KINDS),
       ('dtype', DTYPES),
       ('param_dtype', DTYPES),
       ('score_init', ('torch', 'zero')),

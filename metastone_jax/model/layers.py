@@ -16,6 +16,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from kernels.attention import Layout, Split, attention
+from kernels.decode_attention import Split as DecodeSplit
 from kernels.decode_attention import decode_attention
 from metastone_jax.model.config import ModelConfig
 from metastone_jax.model.rope import rotate
@@ -239,15 +240,28 @@ class Block(nnx.Module):
     """
     q, k, v = self._qkv(x_PND, cos, sin)
     cache = cache.write(k, v, slot)
+
+    def slots(x_PN):
+      return x_PN.reshape(-1, *x_PN.shape[2:])
+
+    split = None
+    if sharder.mesh is not None:
+      batch, heads = sharder.mesh_axes(
+        ('batch', 'kv_heads'), cache.prompt_k_PKhS.shape[:2]
+      )
+      split = DecodeSplit(sharder.mesh, batch, heads=heads)
     out = decode_attention(
-      q,
+      slots(q),
       cache.prompt_k_PKhS,
       cache.prompt_v_PKSh,
-      cache.own_k_PNKhR,
-      cache.own_v_PNKRh,
+      slots(cache.own_k_PNKhR),
+      slots(cache.own_v_PNKRh),
       prompt_valid_PS,
-      own_valid_PNR,
-    )
+      slots(own_valid_PNR),
+      kind=self.config.decode_attention,
+      split=split,
+      interpret=self.config.interpret_kernels,
+    ).reshape(q.shape)
     x = x_PND + jnp.einsum('BTHh,HhD->BTD', out, self._cast(self.o_kernel))
     return self._feed_forward(x, sharder), cache
 

@@ -107,14 +107,14 @@ def test_decode_is_attention_over_the_concatenation(dtype):
     )
     prompt_valid = np.arange(S)[None] < np.array(prompt_length)[:, None]
     got = quick.jit(decode_attention)(
-      q,
+      q.reshape(P * N, H, h),
       jnp.transpose(prompt_k, (0, 2, 3, 1)),
       jnp.transpose(prompt_v, (0, 2, 1, 3)),
-      jnp.transpose(own_k, (0, 1, 3, 4, 2)),
-      jnp.transpose(own_v, (0, 1, 3, 2, 4)),
+      jnp.transpose(own_k, (0, 1, 3, 4, 2)).reshape(P * N, K, h, R),
+      jnp.transpose(own_v, (0, 1, 3, 2, 4)).reshape(P * N, K, R, h),
       jnp.asarray(prompt_valid),
-      jnp.asarray(own_valid),
-    )
+      jnp.asarray(own_valid).reshape(P * N, R),
+    ).reshape(P, N, H, h)
     assert got.dtype == jnp.dtype(dtype)
     # One row a candidate: the prompt, then the own slots; what may not be read
     # is padding, and the query that counts is the last (causal: it reads all).

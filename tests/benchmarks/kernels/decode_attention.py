@@ -1,0 +1,93 @@
+"""Decode attention at the shapes of a best-of-k rollout, per device.
+
+Prompts of 2,048 positions, 4,096 of each slot's own written. The naive form
+gives every slot a copy of its prompt's cache; 32B is split over four devices
+by heads.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels.decode_attention import decode_attention, reference
+from metastone_jax.model import preset
+from tests.benchmarks.kernels.case import Case
+
+PROMPT, WRITTEN = 2048, 4096
+_PRESETS = {'1p5b': ('1.5b', 1), '7b': ('7b', 1), '32b': ('32b', 4)}
+# (slots of each problem, own positions, whether the groups are called equal).
+_SHAPES = (
+  ((8, 8, 8, 8), 8192, True),
+  ((14, 9, 8, 1), 8192, False),
+  ((8, 8, 8), 32768, True),
+)
+
+
+def cases(model: str) -> list[Case]:
+  """Every shape in every form, forward (there is no gradient).
+
+  Args:
+    model: '1p5b', '7b' or '32b'.
+  """
+  name, tensor = _PRESETS[model]
+  config = preset(name)
+  H, K = config.num_heads // tensor, config.num_kv_heads // tensor
+  return [
+    _case(model, H, K, config.head_width, counts, R, equal, form)
+    for counts, R, equal in _SHAPES
+    for form in ('naive', 'xla', 'pallas_tpu', 'pallas_gpu')
+  ]
+
+
+def _case(model, H, K, h, counts, R, equal, form) -> Case:
+  P, B, S = len(counts), sum(counts), PROMPT
+  prompt_B = np.repeat(np.arange(P, dtype=np.int32), counts)
+  bf16 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
+  arguments = (
+    bf16((B, H, h)),
+    bf16((P, K, h, S)),
+    bf16((P, K, S, h)),
+    bf16((B, K, h, R)),
+    bf16((B, K, R, h)),
+    jax.ShapeDtypeStruct((P, S), jnp.bool_),
+    jax.ShapeDtypeStruct((B, R), jnp.bool_),
+  )
+  if not equal:
+    arguments += (jax.ShapeDtypeStruct((B,), jnp.int32),)
+
+  def function(*arrays):
+    given = arrays[7] if len(arrays) > 7 else None
+    if form == 'naive':
+      return reference.decode_attention(
+        *arrays[:7], jnp.asarray(prompt_B) if given is None else given
+      )
+    return decode_attention(*arrays[:7], prompt_B=given, kind=form)
+
+  def make(seed: int) -> tuple:
+    keys = jax.random.split(jax.random.key(seed), 5)
+    arrays = [
+      jax.random.normal(key, x.shape, x.dtype)
+      for key, x in zip(keys, arguments[:5], strict=True)
+    ]
+    masks = (
+      jnp.ones((P, S), bool),
+      jnp.broadcast_to(jnp.arange(R) < WRITTEN, (B, R)),
+    )
+    return *arrays, *masks, *(() if equal else (jnp.asarray(prompt_B),))
+
+  groups = 'equal' if equal else 'ragged'
+  return Case(
+    operator='decode_attention',
+    shape=f'{model}, {B} slots of {P} problems ({groups}), '
+    f'{WRITTEN:,} of {R:,} written',
+    form=form,
+    direction='forward',
+    function=function,
+    arguments=arguments,
+    flops=4.0 * B * H * h * (S + WRITTEN),
+    # Every prompt and what is written of the own caches, once; q and out.
+    bytes=4.0 * K * h * (P * S + B * WRITTEN) + 4.0 * B * H * h,
+    make=make,
+  )
