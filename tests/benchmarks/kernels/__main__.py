@@ -1,7 +1,7 @@
 """Operators in all their forms: timed on this machine, or compiled for one.
 
   python -m tests.benchmarks.kernels                    (needs an accelerator)
-  python -m tests.benchmarks.kernels --target=v5p-2     (needs its compiler)
+  python -m tests.benchmarks.kernels --target=v5p-8     (needs its compiler)
 
 Timed: seconds of a run, share of the device's bandwidth and of its bf16 peak
 that the operator's own least traffic and arithmetic make of it, and how often
@@ -35,7 +35,7 @@ import jax  # noqa: E402
 from metastone_jax.compile_check import targets, traffic  # noqa: E402
 from tests.benchmarks.kernels.case import Case  # noqa: E402
 
-OPERATORS = ('scoring_head', 'token_log_prob', 'decode_attention')
+OPERATORS = ('decode_attention',)
 # What `device_kind` of a card holds -> key of targets.CHIPS.
 _KINDS = {
   'v5 lite': 'v5e',
