@@ -49,8 +49,6 @@ class ModelConfig:
       (each block's input, in the host's memory).
     attention: the kind of `kernels.attention`; 'auto' picks by platform.
     decode_attention: the kind of `kernels.decode_attention`, likewise.
-    token_log_prob: the kind of `kernels.token_log_prob`, likewise.
-    scoring_head: the kind of `kernels.scoring_head`, likewise.
     interpret_kernels: run Pallas kernels in interpret mode (tests on a CPU).
   """
 
@@ -76,8 +74,6 @@ class ModelConfig:
   remat: str = 'none'
   attention: str = 'auto'
   decode_attention: str = 'auto'
-  token_log_prob: str = 'auto'
-  scoring_head: str = 'auto'
   interpret_kernels: bool = False
 
   def __post_init__(self):
