@@ -149,29 +149,27 @@ def decode_attention(
   arrays = (*_forward_only(arrays[:5]), *arrays[5:])
   if not own_valid_BR.shape[1]:
     arrays = _with_a_position(*arrays)
-  if prompt_B is not None:
-    arrays += (prompt_B,)
   local = functools.partial(_local, kind=kind, interpret=interpret)
   if split is not None:
-    local = _split(local, split, prompt_B is not None)
-  return local(*arrays)
+    local = _split(local, split)
+  return local(*arrays, prompt_B)
 
 
 def _local(*arrays, kind: str, interpret):
-  """On one device; the last array is prompt_B, or there is none."""
-  if len(arrays) == 7:
-    arrays += (None,)
+  """On one device; the last array is prompt_B or None."""
   q, prompt_k, _, own_k, *_, prompt_B = arrays
+  if kind != 'xla':
+    _check_dtypes(kind, q, prompt_k, own_k)
   if kind == 'pallas_tpu':
     pallas_tpu.check(q, prompt_k, own_k, prompt_B)
     return pallas_tpu.decode_attention(*arrays, interpret=interpret)
   if kind == 'pallas_gpu':
-    pallas_gpu.check(q, prompt_k, own_k)
+    pallas_gpu.check(q, prompt_k)
     return pallas_gpu.decode_attention(*arrays, interpret=interpret)
   return xla.decode_attention(*arrays)
 
 
-def _split(local, split: Split, ragged: bool):
+def _split(local, split: Split):
   """`local` on each device's part of the arrays."""
   spec = PartitionSpec
   batch, heads = split.batch or None, split.heads or None
@@ -179,7 +177,7 @@ def _split(local, split: Split, ragged: bool):
   return jax.shard_map(
     local,
     mesh=split.mesh,
-    in_specs=(cache,) * 5 + (spec(batch),) * (3 if ragged else 2),
+    in_specs=(cache,) * 5 + (spec(batch),) * 3,
     out_specs=cache,
     check_vma=False,  # Pallas calls do not say what they vary over.
   )
@@ -243,6 +241,17 @@ def _check_shapes(
     raise ValueError(
       f'decode_attention: {B} slots are no equal groups of {P} prompts; give '
       'prompt_B'
+    )
+
+
+def _check_dtypes(kind: str, *arrays) -> None:
+  """Raises ValueError where a kernel cannot do these dtypes."""
+  dtypes = {x.dtype for x in arrays}
+  if dtypes not in ({jnp.dtype('bfloat16')}, {jnp.dtype('float32')}):
+    raise ValueError(
+      f'decode_attention kind {kind!r} takes queries and caches of one dtype, '
+      f'bfloat16 or float32, got {sorted(map(str, dtypes))}; cast them or use '
+      "kind='xla'"
     )
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from kernels.decode_attention import masks
 from kernels.decode_attention import tiles as tiles_lib
 
 # Powers of two, for Triton; wider heads do not fit the shared memory.
@@ -32,8 +33,6 @@ _MIN_ROWS = 16
 _MAX_ROWS = 128
 # Programs to have at least: four for each of an H100's 132 multiprocessors.
 _PROGRAMS = 528
-# What a masked score is: finite, so that no difference of two is NaN.
-_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
 def tile_limit(queries: int) -> int:
@@ -56,15 +55,8 @@ def num_shares(units: int, heads: int, rows: int, positions: int) -> int:
   return max(1, min(most, _PROGRAMS // (units * heads)))
 
 
-def check(q_BHh, prompt_k_PKhS, own_k_BKhR) -> None:
+def check(q_BHh, prompt_k_PKhS) -> None:
   """Raises ValueError where the kernel cannot do these shapes."""
-  dtypes = {x.dtype for x in (q_BHh, prompt_k_PKhS, own_k_BKhR)}
-  if dtypes not in ({jnp.dtype('bfloat16')}, {jnp.dtype('float32')}):
-    raise ValueError(
-      "decode_attention kind 'pallas_gpu' takes queries and caches of one "
-      f'dtype, bfloat16 or float32, got {sorted(map(str, dtypes))}; cast them '
-      "or use kind='xla'"
-    )
   H, h = q_BHh.shape[1:]
   queries = H // prompt_k_PKhS.shape[1]
   if h not in HEAD_WIDTHS:
@@ -80,7 +72,7 @@ def check(q_BHh, prompt_k_PKhS, own_k_BKhR) -> None:
 
 
 def _scores(q_Mh, k_hC, valid_C, scale: float, precision):
-  """float32 (M, C) in base 2; a masked one is `_MASKED`."""
+  """float32 (M, C) in base 2; a masked one is `MASKED`."""
   scores = jax.lax.dot_general(
     q_Mh,
     k_hC,
@@ -88,7 +80,7 @@ def _scores(q_Mh, k_hC, valid_C, scale: float, precision):
     preferred_element_type=jnp.float32,
     precision=precision,
   )
-  return jnp.where(valid_C[None], scores * scale, _MASKED)
+  return jnp.where(valid_C[None], scores * scale, masks.MASKED)
 
 
 def _share(count, share, shares: int):
@@ -152,11 +144,11 @@ def _kernel(
 
   start = (
     jnp.zeros((rows, h), jnp.float32),
-    jnp.full((rows,), _MASKED, jnp.float32),
+    jnp.full((rows,), masks.MASKED, jnp.float32),
     jnp.zeros((rows,), jnp.float32),
   )
   acc_Mh, top_M, total_M = jax.lax.fori_loop(begin, end, step, start)
-  # A share without a block has the result 0 with weight 2^_MASKED = 0.
+  # A share without a block has the result 0 with weight 2^MASKED = 0.
   total_M = jnp.maximum(total_M, jnp.finfo(jnp.float32).tiny)
   plgpu.store(out_ref.at[:, :], acc_Mh / total_M[:, None], mask=real_M1)
   plgpu.store(
@@ -196,8 +188,7 @@ def _part(
   C, itemsize = k_XKhC.shape[3], k_XKhC.dtype.itemsize
   rows = max(_MIN_ROWS, 1 << (M - 1).bit_length())
   shares = num_shares(U, K, M, C)
-  last_X = jnp.max(jnp.where(valid_XC, jnp.arange(1, C + 1), 0), axis=1)
-  count_U = (-(-last_X // BLOCK)).astype(jnp.int32)[row_U]
+  count_U = masks.blocks_to_read(valid_XC, BLOCK)[row_U]
   if used_U is not None:
     count_U = jnp.where(used_U, count_U, 0)
   cells = U * K * M * C

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels.decode_attention import masks, tpu_step
 from kernels.decode_attention import tiles as tiles_lib
-from kernels.decode_attention import tpu_step
 from kernels.decode_attention import work as work_lib
 
 LANES = 128
@@ -64,13 +64,6 @@ def _rows(queries: int) -> int:
 
 def check(q_BHh, prompt_k_PKhS, own_k_BKhR, prompt_B) -> None:
   """Raises ValueError where the kernel cannot do these shapes."""
-  dtypes = {x.dtype for x in (q_BHh, prompt_k_PKhS, own_k_BKhR)}
-  if dtypes not in ({jnp.dtype('bfloat16')}, {jnp.dtype('float32')}):
-    raise ValueError(
-      "decode_attention kind 'pallas_tpu' takes queries and caches of one "
-      f'dtype, bfloat16 or float32, got {sorted(map(str, dtypes))}; cast them '
-      "or use kind='xla'"
-    )
   B, H, h = q_BHh.shape
   P, K, _, S = prompt_k_PKhS.shape
   R = own_k_BKhR.shape[3]
@@ -190,11 +183,9 @@ def _part(
 
 def _blocks(valid_XC: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
   """The mask as the kernel takes it, and the blocks of each row to read."""
-  C = valid_XC.shape[1]
-  last_X = jnp.max(jnp.where(valid_XC, jnp.arange(1, C + 1), 0), axis=1)
-  padded = jnp.pad(valid_XC, ((0, 0), (0, -C % block)))
-  count_X = -(-last_X // block)
-  return padded[:, None].astype(jnp.int32), count_X.astype(jnp.int32)
+  padded = jnp.pad(valid_XC, ((0, 0), (0, -valid_XC.shape[1] % block)))
+  count_X = masks.blocks_to_read(valid_XC, block)
+  return padded[:, None].astype(jnp.int32), count_X
 
 
 def decode_attention(

@@ -5,9 +5,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels.decode_attention import work as work_lib
-
-# What a masked score is: finite, so that no difference of two is NaN.
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+from kernels.decode_attention.masks import MASKED
 
 
 def _scores(q_MW, k_WC, valid_1C, scale: float, precision):
