@@ -9,7 +9,6 @@ Shapes alone are needed: no weights, no tokenizer, no data.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -73,7 +72,6 @@ class Plan:
     mesh: axis -> size over all devices.
     rollout_mesh: axis -> size over the devices of one host.
     problems_per_host: of one step.
-    wave: (problems, candidates of each) that one host draws at a time.
   """
 
   recipe: Recipe
@@ -84,7 +82,6 @@ class Plan:
   mesh: dict[str, int]
   rollout_mesh: dict[str, int]
   problems_per_host: int
-  wave: tuple[int, int]
 
   @classmethod
   def make(
@@ -120,15 +117,20 @@ class Plan:
       mesh=_sizes(recipe.mesh, target.devices),
       rollout_mesh=_sizes(rollout, host.devices),
       problems_per_host=problems,
-      wave=recipe.sampling.wave(problems, phase.samples_per_prompt),
+    )
+
+  @property
+  def wave(self) -> tuple[int, int]:
+    """(problems, candidates of each) that one host draws at a time."""
+    return self.recipe.sampling.wave(
+      self.problems_per_host, self.phase.samples_per_prompt
     )
 
   @property
   def waves(self) -> int:
     """Calls of the rollout program a step."""
-    problems, candidates = self.wave
-    return math.ceil(self.problems_per_host / problems) * math.ceil(
-      self.phase.samples_per_prompt / candidates
+    return self.recipe.sampling.num_waves(
+      self.problems_per_host, self.phase.samples_per_prompt
     )
 
   @property

@@ -144,9 +144,9 @@ def draw_in_waves(
 ) -> Rollout:
   """Draws so many problems and candidates a call as fit, in one program.
 
-  The last wave is filled up with repetitions of its last problem and with
-  further candidates, dropped again: a draw depends on nothing but its own
-  problem and number.
+  The last waves are filled up with repetitions of the last problem and of the
+  last candidate, dropped again: a draw depends on nothing but its own problem
+  and number.
 
   Args:
     setup: of the run.

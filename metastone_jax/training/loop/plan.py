@@ -107,10 +107,11 @@ def describe(setup: Setup) -> str:
     lines.append(f'  phase {phase.name}: {phase.steps} steps')
     if phase.prompts_per_step:
       share = phase.prompts_per_step // setup.hosts.count
-      P, N = recipe.sampling.wave(share, phase.samples_per_prompt)
+      drawn = share, phase.samples_per_prompt
+      P, N = recipe.sampling.wave(*drawn)
       waves = ''
       if P < phase.prompts_per_step or N < phase.samples_per_prompt:
-        count = -(-share // P) * -(-phase.samples_per_prompt // N)
+        count = recipe.sampling.num_waves(*drawn)
         waves = f' a host ({count} waves of {P} prompts x {N} responses)'
       lines.append(
         f'    rollout    {phase.prompts_per_step} prompts_per_step x '

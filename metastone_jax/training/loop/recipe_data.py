@@ -87,3 +87,8 @@ class DrawConfig:
       min(self.problems_per_wave or problems, problems),
       min(self.candidates_per_wave or candidates, candidates),
     )
+
+  def num_waves(self, problems: int, candidates: int) -> int:
+    """Calls of the sampler that draw so many."""
+    P, N = self.wave(problems, candidates)
+    return -(-problems // P) * -(-candidates // N)
