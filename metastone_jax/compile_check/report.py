@@ -322,8 +322,9 @@ def differences(
     now = row.as_json()
     if bool(was['refused']) != bool(now['refused']):
       found.append(f'{row.program.name}: refused {now["refused"] or "no more"}')
-    for facts in (was, now):
-      facts['sent'] = sum(facts['sent'].values())
+    was, now = (
+      {**facts, 'sent': sum(facts['sent'].values())} for facts in (was, now)
+    )
     for name in ('arguments', 'temporaries', 'total', 'sent'):
       # A tenth of nearly nothing is no difference.
       slack = tolerance * max(was[name], 1e8)

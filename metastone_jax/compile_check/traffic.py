@@ -1,17 +1,17 @@
 """Bytes a compiled program moves through a device's memory, from its text.
 
 Every instruction outside fusions reads its operands and writes its result; a
-loop's body counts as often as the loop runs. What a fusion only slices counts
-as the slice, what it updates in place as the update. Arrays that the compiler
-keeps on the chip (TPU memory space 1 and above) count nothing. A kernel counts
-what its own cost estimate says, which knows the blocks it reads again; without
-an estimate, every operand and result once.
+loop's body counts as often as the loop runs (once, where the data decide). What
+a fusion only slices counts as the slice, what it updates in place as the
+update. Arrays that the compiler keeps on the chip (TPU memory space 1 and
+above) count nothing. A kernel counts what its own cost estimate says, which
+knows the blocks it reads again; without an estimate, every operand and result
+once.
 
 A GPU's caches are not modelled: what a later kernel finds in L2 still counts.
 """
 
 import re
-from collections.abc import Mapping
 
 from metastone_jax.compile_check import hlo
 
@@ -115,17 +115,17 @@ class _Reader:
         return self._written(inner, self.bodies[inner][-1][0], full)
     return full
 
-  def of_line(self, computation: str, line: str) -> Mapping[str, float]:
+  def moved(self, computation: str, line: str) -> float:
     """Bytes of one instruction of a computation that is no fusion."""
     found = _INSTRUCTION.match(line)
     if not found or found[3] in _FREE or found[3].endswith('-done'):
-      return {}
+      return 0.0
     _, shape, op, operands = found.groups()
     shapes = self.shapes[computation]
     names = _NAME.findall(operands)
     sizes = [_bytes(shapes.get(name, '')) for name in names]
     if op == 'custom-call' and (estimate := _ESTIMATE.search(line)):
-      return {'kernels': float(estimate[1])}
+      return float(estimate[1])
     if op == 'fusion':
       fusion = _CALLS.search(line)[1]
       read = sum(
@@ -134,14 +134,14 @@ class _Reader:
         if size
       )
       root = self.bodies[fusion][-1][0]
-      return {'other': read + self._written(fusion, root, _bytes(shape))}
+      return read + self._written(fusion, root, _bytes(shape))
     if op in _SLICES:
-      return {'other': 2 * _bytes(shape)}
+      return 2 * _bytes(shape)
     if op == 'dynamic-update-slice':
-      return {'other': 2 * sizes[1]}
+      return 2 * sizes[1]
     if op.endswith('-start'):
-      return {'other': _bytes(shape)}  # names its operands and its results
-    return {'other': sum(sizes) + _bytes(shape)}
+      return _bytes(shape)  # names its operands and its results
+    return sum(sizes) + _bytes(shape)
 
 
 def memory_traffic(text: str) -> float:
@@ -154,6 +154,7 @@ def memory_traffic(text: str) -> float:
   reader = _Reader(module)
   # Fusions and reductions call computations that move nothing themselves.
   found = module.total(
-    reader.of_line, lambda line: ' call(' in line or ' conditional(' in line
+    lambda *where: {'moved': reader.moved(*where)},
+    lambda line: ' call(' in line or ' conditional(' in line,
   )
-  return float(sum(found.values()))
+  return float(found['moved'])

@@ -11,6 +11,7 @@ any device: the compiler says what it would need.
 """
 
 import argparse
+import contextlib
 import importlib
 import unittest.mock
 
@@ -50,13 +51,10 @@ def _naive(hidden_BTD, kernel_DV, target_BT, *, temperature, **unused):
 def measure(target: targets.Target, remat: str, naive: bool):
   """The compiled update in one form."""
   config = importlib.import_module('configs.1p5b').get_config()
-  config.layouts = {}
   config.model.remat = remat
-  config.mesh = dict(fsdp=-1)
   config.data.max_prompt_length = 2048
   config.data.max_response_length = 30_720
-  joint = config.phases.joint
-  joint.sequences_per_microbatch = 1
+  config.phases.joint.sequences_per_microbatch = 1
   plan = programs.Plan.make(
     loop.parse_recipe(config),
     target,
@@ -65,13 +63,12 @@ def measure(target: targets.Target, remat: str, naive: bool):
   update, *_ = programs.recipe_programs(
     plan, machine.devices(target), machine.devices(target.one_host())
   )
-  form = unittest.mock.patch.object(
-    transformer.log_prob_lib, 'token_log_prob', _naive
-  )
+  form = contextlib.nullcontext()
   if naive:
-    with form:
-      lowered = update.lower()
-  else:
+    form = unittest.mock.patch.object(
+      transformer.log_prob_lib, 'token_log_prob', _naive
+    )
+  with form:
     lowered = update.lower()
   return machine.compile_program('update', lowered, update.devices)
 

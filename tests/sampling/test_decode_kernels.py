@@ -45,8 +45,6 @@ def test_interpreted_kernels_draw_what_the_plain_form_draws(kind, width, mesh):
   plain = _draw(params, prompt, length, mconfig, Sharder())
   sharder = Sharder()
   if mesh:
-    if len(jax.devices()) < 8:
-      pytest.skip('needs 8 devices')
     sharder = Sharder(make_mesh(mesh, jax.devices()[:4]))
     rows = sharder.put_batch({'prompt': prompt, 'length': length})
     prompt, length = rows['prompt'], rows['length']
