@@ -70,7 +70,8 @@ class _Reader:
 
   def _read(self, fusion: str, name: str, full: float) -> float:
     """Bytes of the value `name` that a fusion reads."""
-    read = 0.0
+    # What a fusion hands on as it is, another reads: a nested one of a bitcast.
+    read = full if name == self.bodies[fusion][-1][0] else 0.0
     for result, shape, op, operands, line in self.bodies[fusion]:
       names = _NAME.findall(operands)
       if name not in names:

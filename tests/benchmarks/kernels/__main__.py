@@ -8,7 +8,8 @@ that the operator's own least traffic and arithmetic make of it, and how often
 the XLA form fits into it. Compiled: temporaries, bytes through the device's
 memory as the compiled module tells them (compile_check/traffic.py), and the
 roofline seconds: of the operator (least bytes and arithmetic) and of those
-bytes.
+bytes. A Pallas kernel's bytes are its own estimate; that of decode attention is
+for full caches, of which it reads only what is written.
 """
 
 import argparse
