@@ -46,6 +46,8 @@ class Job:
     devices: of each process.
     flags: of every process.
     watch: the process whose events (see `watched`) are read.
+    die: (event, how many of it, seconds after it) of that process's death by
+      SIGALRM; None = it lives.
     record: folder for the rollouts (see `recorded`); None = none.
   """
 
@@ -58,6 +60,7 @@ class Job:
     devices: int,
     *flags: str,
     watch: int | None = None,
+    die: tuple[str, int, float] | None = None,
     record=None,
   ):
     workdir = pathlib.Path(workdir)
@@ -70,6 +73,10 @@ class Job:
     if record is not None:
       plain, env['RECORD'] = 'tests.launch.recorded', str(record)
     read_fd, write_fd = os.pipe()
+    watched = {'WATCH_FD': str(write_fd)}
+    if die is not None:
+      names = 'DIE_AT', 'DIE_COUNT', 'DIE_AFTER'
+      watched |= {n: str(x) for n, x in zip(names, die, strict=True)}
     self.pipe = os.fdopen(read_fd)
     self.processes = []
     for i in range(processes):
@@ -96,7 +103,7 @@ class Job:
         process = subprocess.Popen(
           command,
           cwd=jobs.ROOT,
-          env=env | ({'WATCH_FD': str(write_fd)} if i == watch else {}),
+          env=env | (watched if i == watch else {}),
           pass_fds=[write_fd] if i == watch else [],
           stdout=stdout,
           stderr=stderr,
@@ -104,17 +111,19 @@ class Job:
       self.processes.append(Process(process, err, out))
     os.close(write_fd)
 
-  def signal_at(self, moment, victim: int, number, delay: float = 0.0) -> list:
+  def signal_at(self, moment, victim: int, number) -> list[str]:
     """Sends a signal to the watched process at a moment; its events."""
     events = []
     for line in self.pipe:
       events.append(line.rstrip('\n'))
       if moment(events):
-        time.sleep(delay)
         self.processes[victim].process.send_signal(number)
-        self.signalled = time.monotonic()
         break
-    return events + [line.rstrip('\n') for line in self.pipe]
+    return events + self.events()
+
+  def events(self) -> list[str]:
+    """Those of the watched process from here to its end."""
+    return [line.rstrip('\n') for line in self.pipe]
 
   def wait(self, seconds: float = 200) -> list[int]:
     """Exit codes of all; whoever is left after so long is killed."""
