@@ -1,21 +1,30 @@
 """Dispatch of the score head; the only file others import.
 
-One implementation so far: `xla`, the reference over chunks of positions, each
-recomputed in the backward pass, so the 2D-wide activations of a long sequence
-never exist. All positions are scored, not only the marks: that is under 1 % of
-the backbone's arithmetic from 1.5B parameters up and needs no gather and no
-limit on the number of marks. With a mesh every device scores its own
-positions with the whole (small) head.
+`scoring_head` scores every position: the reference over chunks of positions,
+each recomputed in the backward pass, so the 2D-wide activations of a long
+sequence never exist. `step_scores` works on marks alone, however many there
+are:
+
+| kind | where | what |
+| --- | --- | --- |
+| `pallas_tpu` | TPU | one kernel forward, two backward; bfloat16 |
+| `pallas_gpu` | GPU | Triton; one kernel forward, one and products backward |
+| `xla` | anywhere | chunks of marks, recomputed backward; every dtype |
+
+With a mesh every device scores its own positions with the whole (small) head.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from kernels.scoring_head import reference
+from kernels.scoring_head import blocks_tpu, pallas_gpu, reference, steps
 from kernels.split import Split as Split
+
+KINDS = ('auto', 'pallas_tpu', 'pallas_gpu', 'xla')
 
 # Hidden activations of a device alive at a time: 2**24 elements.
 _HIDDEN_BUDGET = 2**24
@@ -52,41 +61,52 @@ def scoring_head(
   Returns:
     (B, T) logits, float32 or better.
   """
-  B, T, _ = feature_BTD.shape
+  rate, seed, row, position = _places(
+    feature_BTD.shape[:2], dropout_rate, seed, row_B, position_BT
+  )
   weights = (hidden_kernel_DE, hidden_bias_E, output_kernel_E1, output_bias_1)
-  dropout = seed is not None and dropout_rate > 0
-  # Arguments without a dropout are never read.
-  if not dropout:
-    seed, row_B, position_BT = jnp.uint32(0), jnp.zeros((B,), jnp.uint32), None
+  local = functools.partial(_local, dropout_rate=rate)
+  return _split(local, split, 3)(feature_BTD, row, position, weights, seed)
+
+
+def _places(shape, rate, seed, row_B, position_BT):
+  """Dropout rate, seed, and row and position of each place, uint32 (B, T)."""
+  B, T = shape
+  if seed is None or not rate > 0:
+    # Arguments without a dropout are never read.
+    rate, seed = 0.0, 0
+    row_B, position_BT = jnp.zeros((B,), jnp.uint32), None
   if position_BT is None:
     position_BT = jnp.arange(T)
   row, position = (
     jnp.broadcast_to(jnp.asarray(x, jnp.uint32), (B, T))
     for x in (row_B[:, None] if row_B.ndim == 1 else row_B, position_BT)
   )
-  local = functools.partial(_local, dropout_rate=dropout_rate * dropout)
-  if split is not None:
-    batch, length = (axes or None for axes in (split.batch, split.length))
-    whole = PartitionSpec()
-    local = jax.shard_map(
-      local,
-      mesh=split.mesh,
-      in_specs=(
-        PartitionSpec(batch, length, None),
-        (whole,) * 4,
-        whole,
-        PartitionSpec(batch, length),
-        PartitionSpec(batch, length),
-      ),
-      out_specs=PartitionSpec(batch, length),
-      check_vma=False,
-    )
-  return local(
-    feature_BTD, weights, jnp.asarray(seed, jnp.uint32), row, position
+  return rate, jnp.asarray(seed, jnp.uint32), row, position
+
+
+def _split(local, split: Split | None, arrays: int):
+  """`local` on every device's share of its first arguments.
+
+  Args:
+    local: of `arrays` arrays whose first two axes are B and T, then weights and
+      a seed that every device has whole; returns (B, T) arrays.
+    split: mesh axes; None = one device.
+    arrays: how many.
+  """
+  if split is None:
+    return local
+  mine = PartitionSpec(split.batch or None, split.length or None)
+  return jax.shard_map(
+    local,
+    mesh=split.mesh,
+    in_specs=(mine,) * arrays + (PartitionSpec(),) * 2,
+    out_specs=mine,
+    check_vma=False,  # Pallas calls do not say what they vary over.
   )
 
 
-def _local(feature_BTD, weights, seed, row_BT, position_BT, *, dropout_rate):
+def _local(feature_BTD, row_BT, position_BT, weights, seed, *, dropout_rate):
   """The positions of one device, in chunks."""
   B, T, _ = feature_BTD.shape
 
@@ -117,3 +137,136 @@ def _local(feature_BTD, weights, seed, row_BT, position_BT, *, dropout_rate):
     (cut(feature_BTD), cut(row_BT), cut(position_BT)),
   )
   return jnp.moveaxis(logit, 0, 1).reshape(B, -1)[:, :T]
+
+
+def choose(
+  kind: str,
+  *,
+  platform: str,
+  places: int,
+  width: int,
+  hidden: int,
+  dtype,
+) -> str:
+  """The kind that `auto` stands for; any other kind is returned as it is.
+
+  Args:
+    kind: one of KINDS.
+    platform: 'tpu', 'gpu' ('cuda', 'rocm') or 'cpu'.
+    places: positions on a device.
+    width: D.
+    hidden: E.
+    dtype: of the features.
+
+  Raises:
+    ValueError: an unknown kind, or a kernel that cannot do the shapes.
+  """
+  if kind not in KINDS:
+    raise ValueError(
+      f'scoring_head kind {kind!r}; use one of {", ".join(KINDS)}'
+    )
+  name = kind
+  if kind == 'auto':
+    name = {'tpu': 'pallas_tpu'}.get(platform, 'xla')
+  reason = _refusal(name, places, width, hidden, dtype)
+  if kind == 'auto':
+    return 'xla' if reason else name
+  if reason:
+    raise ValueError(
+      f'scoring_head kind {kind!r} needs {reason}, got {places} positions on a '
+      f'device, D {width}, E {hidden}, {jnp.dtype(dtype).name}; use xla'
+    )
+  return kind
+
+
+def _refusal(kind: str, places: int, width: int, hidden: int, dtype) -> str:
+  """What a kernel lacks to do these shapes; '' if nothing."""
+  if kind != 'xla' and jnp.dtype(dtype) != jnp.bfloat16:
+    return 'bfloat16 features'
+  if kind == 'pallas_tpu':
+    if places % 2 or places > blocks_tpu.MAX_PLACES:
+      return f'an even number of positions up to {blocks_tpu.MAX_PLACES}'
+    if not blocks_tpu.blocks(width, hidden, backward=True):
+      return 'D and E that are multiples of 128 and a block that fits VMEM'
+  if kind == 'pallas_gpu' and not pallas_gpu.fits(width, hidden, places):
+    blocks = pallas_gpu.BLOCKS
+    return (
+      f'D a multiple of {blocks.depth}, E of {blocks.units}, and fewer than '
+      '2**31 numbers'
+    )
+  return ''
+
+
+def step_scores(
+  feature_BTD: jax.Array,
+  hidden_kernel_DE: jax.Array,
+  hidden_bias_E: jax.Array,
+  output_kernel_E1: jax.Array,
+  output_bias_1: jax.Array,
+  mark_BT: jax.Array,
+  *,
+  dropout_rate: float = 0.0,
+  seed: jax.Array | None = None,
+  row_B: jax.Array | None = None,
+  position_BT: jax.Array | None = None,
+  split: Split | None = None,
+  kind: str = 'auto',
+  interpret: Any = False,
+) -> tuple[jax.Array, jax.Array]:
+  """Step logits z of SPEC section 1 and log-scores, log sigmoid(z), at marks.
+
+  Work follows the number of marks; any number of them, none and all included,
+  is one and the same program. The logarithm is taken after the kernels, where
+  it is part of putting zeros at the other positions.
+
+  Args:
+    feature_BTD: the residual stream entering the last block.
+    hidden_kernel_DE: first layer, E = 2D. Weights may have another dtype than
+      the features, float32 masters for example: they are rounded to that of the
+      features, their gradients are not.
+    hidden_bias_E: its bias.
+    output_kernel_E1: second layer.
+    output_bias_1: its bias.
+    mark_BT: bool, the positions to score.
+    dropout_rate: share of hidden units dropped when `seed` is given; the mask
+      is that of `scoring_head`.
+    seed: uint32 scalar; None = no dropout.
+    row_B: as for `scoring_head`.
+    position_BT: as for `scoring_head`.
+    split: mesh axes; None = one device.
+    kind: see the module.
+    interpret: run Pallas kernels in interpret mode (tests on a CPU): True, or
+      for `pallas_tpu` also `pltpu.InterpretParams`.
+
+  Returns:
+    Logits and log-scores, (B, T) each, float32 or better; 0 where there is no
+    mark.
+
+  Raises:
+    ValueError: an unknown kind, or one that cannot do the shapes.
+  """
+  (B, T, D), E = feature_BTD.shape, hidden_kernel_DE.shape[1]
+  rate, seed, row, position = _places(
+    (B, T), dropout_rate, seed, row_B, position_BT
+  )
+  device, shards = jax.devices()[0], 1
+  if split is not None:
+    device = split.mesh.devices.flat[0]
+    shards = split.size(split.batch) * split.size(split.length)
+  kind = choose(
+    kind,
+    platform=device.platform,
+    places=B * T // shards,
+    width=D,
+    hidden=E,
+    dtype=feature_BTD.dtype,
+  )
+  form = steps.Form(
+    kind,
+    rate,
+    cores=getattr(device, 'num_cores', None) or 1,
+    interpret=interpret,
+  )
+  weights = (hidden_kernel_DE, hidden_bias_E, output_kernel_E1, output_bias_1)
+  local = _split(functools.partial(steps.step_scores, form=form), split, 4)
+  return local(feature_BTD, mark_BT, row, position, weights, seed)

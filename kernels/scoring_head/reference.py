@@ -32,3 +32,26 @@ def scoring_head(
     'BTE,EO->BTO', hidden_BTE, output_kernel_E1, preferred_element_type=acc
   )
   return (logit_BT1 + output_bias_1.astype(acc))[..., 0]
+
+
+def step_scores(
+  feature_BTD: jax.Array,
+  hidden_kernel_DE: jax.Array,
+  hidden_bias_E: jax.Array,
+  output_kernel_E1: jax.Array,
+  output_bias_1: jax.Array,
+  mark_BT: jax.Array,
+  **dropout,
+) -> tuple[jax.Array, jax.Array]:
+  """See `op.step_scores`; dropout as in `scoring_head`."""
+  logit_BT = scoring_head(
+    feature_BTD,
+    hidden_kernel_DE,
+    hidden_bias_E,
+    output_kernel_E1,
+    output_bias_1,
+    **dropout,
+  )
+  # Marks alone reach the logarithm, so that no other place has a gradient.
+  logit_BT = jnp.where(mark_BT, logit_BT, 0)
+  return logit_BT, jnp.where(mark_BT, jax.nn.log_sigmoid(logit_BT), 0)
