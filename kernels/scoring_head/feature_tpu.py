@@ -153,8 +153,7 @@ def kernel(
         pallas_tpu.marks_of(block, bounds_ref[1], M),
         1 / (1 - rate),
       )
-      for copy in keep:
-        copy.wait()
+      _wait(keep)
 
 
 def _keep(block, x_ref, kept_ref, grad_ref, kept_grad_ref, sem):
@@ -165,6 +164,11 @@ def _keep(block, x_ref, kept_ref, grad_ref, kept_grad_ref, sem):
     pltpu.make_async_copy(x_ref, kept_ref.at[rows], sem.at[0]),
     pltpu.make_async_copy(grad_ref, kept_grad_ref.at[rows], sem.at[1]),
   )
+
+
+def _wait(copies) -> None:
+  for copy in copies:
+    copy.wait()
 
 
 def _tile(

@@ -261,12 +261,20 @@ def step_scores(
     hidden=E,
     dtype=feature_BTD.dtype,
   )
+  if not B * T:
+    none = jnp.zeros((B, T), jnp.promote_types(feature_BTD.dtype, jnp.float32))
+    return none, none
   form = steps.Form(
     kind,
     rate,
-    cores=getattr(device, 'num_cores', None) or 1,
+    cores=_cores(device),
     interpret=interpret,
   )
   weights = (hidden_kernel_DE, hidden_bias_E, output_kernel_E1, output_bias_1)
   local = _split(functools.partial(steps.step_scores, form=form), split, 4)
   return local(feature_BTD, mark_BT, row, position, weights, seed)
+
+
+def _cores(device) -> int:
+  """TensorCores that one device of JAX has: two on a v5p."""
+  return getattr(device, 'num_cores', None) or 1

@@ -57,11 +57,11 @@ class Blocks:
 BLOCKS = Blocks()
 
 
-def fits(width: int, hidden: int, places: int, blocks: Blocks = BLOCKS) -> bool:
+def fits(width: int, hidden: int, places: int) -> bool:
   """Whether the kernels can do these shapes; offsets have 32 bits."""
   return (
-    width % blocks.depth == 0
-    and hidden % blocks.units == 0
+    width % BLOCKS.depth == 0
+    and hidden % BLOCKS.units == 0
     and places * width < 2**31
   )
 
@@ -73,7 +73,7 @@ def logits(
   slots: Slots,
   *,
   rate: float,
-  blocks: Blocks = BLOCKS,
+  blocks: Blocks | None = None,
   interpret: bool = False,
 ) -> jax.Array:
   """(N,) float32 logits; 0 where there is no mark.
@@ -84,11 +84,12 @@ def logits(
     hash_N: `dropout.place_hash`; None without dropout.
     slots: `marks.slots`.
     rate: share of hidden units dropped.
-    blocks: sizes.
+    blocks: sizes; None = BLOCKS.
     interpret: run in interpret mode.
   """
   N, D = feature_ND.shape
   E = weights[0].shape[1]
+  blocks = blocks or BLOCKS
   place_S = _cover(slots.place_S, N, blocks.marks)
   shares = _shares(E, blocks)
   hash_S = None if hash_N is None else _take(hash_N, place_S)
@@ -123,7 +124,7 @@ def gradients(
   grad_N: jax.Array,
   *,
   rate: float,
-  blocks: Blocks = BLOCKS,
+  blocks: Blocks | None = None,
   interpret: bool = False,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   """As `xla.gradients`; a round's hidden gradients go through memory.
@@ -140,6 +141,7 @@ def gradients(
   """
   N, D = feature_ND.shape
   E = weights[0].shape[1]
+  blocks = blocks or BLOCKS
   R = min(blocks.round, -(-N // blocks.marks) * blocks.marks)
   place_S = _cover(slots.place_S, N, R)
   grad_N = grad_N.astype(jnp.float32)
@@ -252,7 +254,7 @@ def _alive(read, kernel_ref, bias_ref, hash_ref, rows, start, rate, blocks):
   def add(k, sum_MU):
     depth = pl.ds(k * blocks.depth, blocks.depth)
     tile = kernel_ref[depth, units]
-    return sum_MU + pl.dot(read(depth), tile)
+    return sum_MU + plgpu.dot(read(depth), tile)
 
   value = jax.lax.fori_loop(
     0,

@@ -45,7 +45,7 @@ def gradients(
   rate: float,
   blocks: Blocks | None = None,
   product: ProductBlocks | None = None,
-  round_slots: int = ROUND_SLOTS,
+  round_slots: int | None = None,
   cores: int = 1,
   interpret=False,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -60,7 +60,7 @@ def gradients(
     rate: as for `pallas_tpu.logits`.
     blocks: of the first kernel; None = those for these shapes.
     product: of the second.
-    round_slots: of a round, about.
+    round_slots: of a round, about; None = ROUND_SLOTS.
     cores: as for `pallas_tpu.logits`.
     interpret: as for `pallas_tpu.logits`.
   """
@@ -69,7 +69,10 @@ def gradients(
   blocks = blocks or blocks_tpu.blocks(D, E, backward=True)
   product = product or blocks_tpu.product_blocks(D, E, blocks.marks)
   multiple = blocks.marks * cores
-  R = min(-(-N // multiple), max(1, round_slots // multiple)) * multiple
+  R = (
+    min(-(-N // multiple), max(1, (round_slots or ROUND_SLOTS) // multiple))
+    * multiple
+  )
   place_S = pallas_tpu.cover(slots.place_S, R)
   grad_N = grad_N.astype(jnp.float32)
   output_E = weights[2][:, 0].astype(jnp.float32) / (1 - rate)

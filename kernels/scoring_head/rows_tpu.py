@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
+_TOGETHER = 8  # copies started, or rows moved, in one turn of a loop
 GROUP = 16  # slots picked at a time: registers hold 16 x 5,120 words
 
 
@@ -39,8 +40,8 @@ def pair_of(place: jax.Array) -> jax.Array:
 
 
 def _each(count, most: int, do) -> None:
-  """`do(i)` for i below `count`; eight a turn where `count` is `most`."""
-  together = 8 if most % 8 == 0 else 1
+  """`do(i)` for i below `count`; several a turn where `count` is `most`."""
+  together = _TOGETHER if most % _TOGETHER == 0 else 1
 
   @pl.when(count == most)
   def _():
@@ -150,8 +151,12 @@ def fuse(value_CD: jax.Array, odd_CD, paired_CD) -> jax.Array:
   high = value_CD.astype(jnp.bfloat16).astype(jnp.float32)
   high = pltpu.bitcast(high, jnp.uint32)
   words = jnp.where(odd_CD, high, high >> 16)
-  after = pltpu.roll(high, high.shape[0] - 1, 0)
-  return words | jnp.where(paired_CD, after, jnp.uint32(0))
+  return words | jnp.where(paired_CD, row_after(high), jnp.uint32(0))
+
+
+def row_after(x_CD: jax.Array) -> jax.Array:
+  """The next slot's row, for each."""
+  return pltpu.roll(x_CD, x_CD.shape[0] - 1, 0)
 
 
 def is_written(slot, paired) -> jax.Array:
