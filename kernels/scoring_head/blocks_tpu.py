@@ -17,8 +17,14 @@ _PLAN = 58 * 2**20
 MAX_PLACES = 2**17
 _TABLES = 4 * 4 * MAX_PLACES
 _ROWS = 256
-_MARKS = (2048, 1024, 512)
-_UNITS = (512, 256, 128)
+# Marks and units in order of preference; tiles of 128 units leave half of a
+# matrix unit of v6e and tpu7x idle.
+_FORWARD = [(m, 256) for m in (2048, 1024, 512)]
+_BACKWARD = [(m, u) for m in (2048, 1024, 512) for u in (512, 256)]
+_NARROW = [(m, 128) for m in (2048, 1024, 512)]
+# Products with each weight read below which a kernel no longer pays: memory
+# would set the pace on the fastest cores.
+_PRODUCTS = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,19 +67,30 @@ def blocks(width: int, hidden: int, backward: bool = False) -> Blocks | None:
   """
   if width % 128 or hidden % 128:
     return None
-  for marks in _MARKS:
-    for units in _UNITS if backward else _UNITS[1:]:
-      tiles = hidden // units
-      if hidden % units or tiles < 2:
-        continue
-      # The next block is gathered in all tiles but the last.
-      chunk = max(32, 1 << (-(-marks // (tiles - 1)) - 1).bit_length())
-      if chunk > marks:
-        continue
-      sizes = Blocks(marks, units, chunk)
-      if sizes.vmem(width, hidden, backward) <= _PLAN:
-        return sizes
+  for marks, units in (_BACKWARD if backward else _FORWARD) + _NARROW:
+    tiles = hidden // units
+    if hidden % units or tiles < 2:
+      continue
+    # The next block is gathered in all tiles but the last.
+    chunk = max(32, 1 << (-(-marks // (tiles - 1)) - 1).bit_length())
+    sizes = Blocks(marks, units, chunk)
+    if chunk <= marks and sizes.vmem(width, hidden, backward) <= _PLAN:
+      return sizes
   return None
+
+
+def pay(width: int, hidden: int) -> bool:
+  """Whether each weight read serves 2,048 products, forward and backward.
+
+  The backward kernel multiplies with a weight twice for each mark.
+  """
+  forward = blocks(width, hidden)
+  backward = blocks(width, hidden, backward=True)
+  return (
+    forward is not None
+    and backward is not None
+    and min(forward.marks, 2 * backward.marks) >= _PRODUCTS
+  )
 
 
 @dataclasses.dataclass(frozen=True)

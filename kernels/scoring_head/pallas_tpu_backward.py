@@ -32,7 +32,7 @@ from kernels.scoring_head.blocks_tpu import Blocks, ProductBlocks
 from kernels.scoring_head.marks import Slots
 from kernels.scoring_head.product_tpu import BITS
 
-ROUND_SLOTS = 8192
+ROUND_SLOTS = 4096
 
 
 def gradients(

@@ -443,6 +443,7 @@ def test_auto_follows_platform_and_shape():
     dict(places=65_537),
     dict(places=2**17 + 2),
     dict(width=96, hidden=192),
+    dict(width=6144, hidden=12_288),
     dict(width=2**15, hidden=2**16),
   ):
     assert choose(platform='tpu', **{**SHAPES, **change}) == 'xla'
@@ -465,12 +466,12 @@ def test_a_kind_that_cannot_is_refused(kind, change, reason):
 
 
 def test_blocks_fit_the_smallest_core():
-  """At the widths of the presets, and what they are there."""
+  """Many widths, and what they are at those of the presets."""
   found = {}
-  for width in (1536, 3584, 5120):
+  for width in (*range(128, 8192, 128), 1536, 3584, 5120):
     for backward in (False, True):
       blocks = blocks_tpu.blocks(width, 2 * width, backward)
-      found[width, backward] = blocks.marks
+      found[width, backward] = blocks.marks, blocks.units
       assert blocks.vmem(width, 2 * width, backward) <= 58 * 2**20
       # The next block is there before the last tile ends.
       assert blocks.marks // blocks.chunk < 2 * width // blocks.units
@@ -478,11 +479,14 @@ def test_blocks_fit_the_smallest_core():
       product = blocks_tpu.product_blocks(width, 2 * width, blocks.marks)
       assert width % product.width == 2 * width % product.units == 0
       assert blocks.marks % product.marks == product.marks % blocks.rows == 0
-  assert found == {
-    (1536, False): 2048,
-    (1536, True): 2048,
-    (3584, False): 2048,
-    (3584, True): 1024,
-    (5120, False): 2048,
-    (5120, True): 1024,
+  expected = {
+    (1536, False): (2048, 256),
+    (1536, True): (2048, 512),
+    (3584, False): (2048, 256),
+    (3584, True): (1024, 512),
+    (5120, False): (2048, 256),
+    (5120, True): (1024, 512),
   }
+  assert {key: found[key] for key in expected} == expected
+  assert blocks_tpu.blocks(2**15, 2**16) is None
+  assert blocks_tpu.blocks(96, 192) is None
