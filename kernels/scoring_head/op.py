@@ -11,11 +11,15 @@ are:
 | `pallas_gpu` | GPU | Triton; one kernel forward, one and products backward |
 | `xla` | anywhere | chunks of marks, recomputed backward; every dtype |
 
-`auto` is `pallas_tpu` on a TPU where a block is large enough (`blocks_tpu.pay`),
-else `xla`: on a GPU the two products of cuBLAS and a round trip of the hidden
-units through memory (0.7 GB for 4,096 marks at D 5120, a quarter of the time of
-the products at their peak) are the safe choice until a Triton kernel has been
-timed there.
+`auto` is `pallas_tpu` on a TPU where blocks are large enough
+(`blocks_tpu.pay`), else `xla`. What the kernels save, at 4,096 marks of D 5120:
+- TPU, forward: the gather, 0.08 GB that XLA does before it computes; and on
+  tpu7x the hidden units' way through memory, 0.34 GB, which XLA spares on the
+  other TPUs by fusing the second layer into the product. Both forms make the
+  same products, and these set the pace.
+- GPU, forward: the gather and one reading of the hidden units, 0.25 GB or
+  0.08 ms beside 0.43 ms of products at the peak of an H100. A Triton product is
+  as likely to lose that against cuBLAS; until it is timed, `auto` is `xla`.
 
 With a mesh every device scores its own positions with the whole (small) head.
 """

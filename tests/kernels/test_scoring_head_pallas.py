@@ -19,14 +19,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels.scoring_head import (
   blocks_tpu,
-  dropout,
-  feature_tpu,
-  marks,
   op,
   pallas_gpu,
-  pallas_tpu,
   pallas_tpu_backward,
-  product_tpu,
   rows_tpu,
   steps,
 )
@@ -62,7 +57,7 @@ def _kept() -> np.ndarray:
 
 
 @functools.cache
-def _inputs() -> tuple[np.ndarray, ...]:
+def inputs() -> tuple[np.ndarray, ...]:
   """Features, weights, and weights of the loss; bfloat16 has them exactly."""
   rng = np.random.default_rng(0)
   shapes = ((B, T, D), (D, E), (E,), (E, 1), (1,), (B, T), (B, T))
@@ -76,9 +71,9 @@ def _inputs() -> tuple[np.ndarray, ...]:
   )
 
 
-def _numpy(mark, dropout: bool):
+def expected(mark, dropout: bool):
   """Logits, log-scores and the gradients of the loss, written out."""
-  x, w1, b1, w2, b2, u, v = _inputs()
+  x, w1, b1, w2, b2, u, v = inputs()
   times = _kept() / (1 - RATE) if dropout else np.ones((B, T, E))
   value = x @ w1 + b1
   hidden = np.maximum(value, 0) * times
@@ -119,8 +114,8 @@ def _small_blocks():
     yield
 
 
-def _build(kind, interpret=False, dropout=True, split=None, gradient=True):
-  """A jitted function of marks and inputs: everything `_numpy` returns."""
+def build(kind, interpret=False, dropout=True, split=None, gradient=True):
+  """A jitted function of marks and inputs: everything `expected` returns."""
 
   def scores(head, mark, row, position):
     return op.step_scores(
@@ -151,12 +146,12 @@ def _build(kind, interpret=False, dropout=True, split=None, gradient=True):
 
 @functools.cache
 def _program(kind, interpret=None, dropout=True):
-  return _build(kind, INTERPRET.get(interpret, False), dropout)
+  return build(kind, INTERPRET.get(interpret, False), dropout)
 
 
-def _run(program, mark, dtype=jnp.bfloat16):
+def run_on(program, mark, dtype=jnp.bfloat16):
   """Features of `dtype`; weights are float32 masters, or float64."""
-  x, *rest = _inputs()
+  x, *rest = inputs()
   master = jnp.promote_types(dtype, jnp.float32)
   *weights, u, v = (jnp.asarray(a, master) for a in rest)
   head = (jnp.asarray(x, dtype), *weights)
@@ -165,10 +160,10 @@ def _run(program, mark, dtype=jnp.bfloat16):
   return [np.asarray(a, np.float64) for a in found]
 
 
-def _assert_close(found, mark, dropout=True, exact=False):
+def assert_close(found, mark, dropout=True, exact=False):
   """Within the rounding of bfloat16 products, or of float64."""
-  expected = _numpy(mark, dropout)
-  for i, (got, want) in enumerate(zip(found, expected, strict=False)):
+  wanted = expected(mark, dropout)
+  for i, (got, want) in enumerate(zip(found, wanted, strict=False)):
     assert np.isfinite(got).all()
     scale = np.abs(want).max(initial=0)
     # Values and sums over marks of exact products against those that round
@@ -181,7 +176,7 @@ def _assert_close(found, mark, dropout=True, exact=False):
     np.testing.assert_array_equal(got[~mark], 0)
 
 
-def _marks(name: str) -> np.ndarray:
+def marks_of(name: str) -> np.ndarray:
   """Ragged: none, all, few, many, one, and runs that cross blocks."""
   rng = np.random.default_rng(1)
   mark = np.zeros(B * T, bool)
@@ -207,18 +202,17 @@ FORMS = [
 @pytest.mark.parametrize('kind,interpret', FORMS)
 def test_values_and_gradients(kind, interpret):
   for name in NAMES:
-    mark = _marks(name)
-    found = _run(_program(kind, interpret), mark)
-    # XLA rounds each mark's gradient of the hidden units, too.
-    _assert_close(found, mark)
+    mark = marks_of(name)
+    found = run_on(_program(kind, interpret), mark)
+    assert_close(found, mark)
 
 
 @pytest.mark.parametrize('kind,interpret', [FORMS[0], FORMS[3]])
 def test_without_dropout(kind, interpret):
   for name in ('few', 'all'):
-    mark = _marks(name)
-    found = _run(_program(kind, interpret, False), mark)
-    _assert_close(found, mark, dropout=False)
+    mark = marks_of(name)
+    found = run_on(_program(kind, interpret, False), mark)
+    assert_close(found, mark, dropout=False)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
@@ -226,26 +220,26 @@ def test_without_dropout(kind, interpret):
   st.sampled_from([FORMS[0], FORMS[1], FORMS[3]]),
   st.lists(st.booleans(), min_size=B * T, max_size=B * T),
 )
-def test_any_marks(form, mark):
+def test_anymarks_of(form, mark):
   mark = np.array(mark).reshape(B, T)
-  _assert_close(_run(_program(*form), mark), mark)
+  assert_close(run_on(_program(*form), mark), mark)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float64'])
 def test_other_dtypes_are_xla(dtype):
   with jax.enable_x64(dtype == 'float64'):
-    mark = _marks('half')
-    found = _run(_build('auto'), mark, dtype)
+    mark = marks_of('half')
+    found = run_on(build('auto'), mark, dtype)
     if dtype == 'float64':
-      _assert_close(found, mark, exact=True)
+      assert_close(found, mark, exact=True)
     else:
-      _assert_close(found, mark)
+      assert_close(found, mark)
 
 
 def test_scores_are_those_of_scoring_head():
   """The same dropout: bits of the operator that scores every position."""
-  x, *weights = (jnp.asarray(a, jnp.float32) for a in _inputs()[:5])
-  mark = _marks('half')
+  x, *weights = (jnp.asarray(a, jnp.float32) for a in inputs()[:5])
+  mark = marks_of('half')
   options = dict(
     dropout_rate=RATE,
     seed=jnp.uint32(SEED),
@@ -265,7 +259,7 @@ def test_scores_are_those_of_scoring_head():
 @pytest.mark.parametrize('kind', ['xla', 'pallas_tpu', 'pallas_gpu'])
 def test_no_positions(kind):
   x = jnp.zeros((B, 0, D), jnp.bfloat16)
-  weights = [jnp.asarray(a, jnp.bfloat16) for a in _inputs()[1:5]]
+  weights = [jnp.asarray(a, jnp.bfloat16) for a in inputs()[1:5]]
   mark = jnp.zeros((B, 0), bool)
 
   def loss(*weights):
@@ -302,13 +296,13 @@ def test_split_over_devices(kind, batch, length):
   mark[:2, :16] = False
   u = rng.normal(size=(rows, width))
   head = [jnp.asarray(x, jnp.bfloat16)]
-  head += [jnp.asarray(a, jnp.float32) for a in _inputs()[1:5]]
+  head += [jnp.asarray(a, jnp.float32) for a in inputs()[1:5]]
   row = np.arange(rows, dtype=np.uint32)
   position = np.broadcast_to(np.arange(width, dtype=np.uint32), mark.shape)
   found = []
   for kind_, split_ in ((kind, split), ('xla', None)):
     with _small_blocks():
-      program = _build(kind_, True, dropout, split_)
+      program = build(kind_, True, dropout, split_)
       found.append(program(tuple(head), u, u, mark, row, position))
   for i, (got, want) in enumerate(zip(*found, strict=True)):
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
@@ -316,177 +310,3 @@ def test_split_over_devices(kind, batch, length):
     relative = 1e-5 if i < 2 else 2**-7
     atol = relative * np.abs(want).max()
     np.testing.assert_allclose(got, want, rtol=relative, atol=atol)
-
-
-# Small breakages, each in one named function of a kernel.
-_LANE = rows_tpu._lane
-_PAIR = rows_tpu.pair_of
-_UNPACK = product_tpu.unpack
-_AT_COMPUTED = pallas_tpu.at_computed
-_KEEP_UNITS = dropout.keep_units
-_TAKE = pallas_gpu._take
-
-
-def _by_place(mark_N):
-  """Slots without pairs in front."""
-  found = marks.slots(mark_N, sort=True)
-  return found._replace(
-    place_S=jnp.sort(found.place_S), paired=jnp.zeros_like(found.paired)
-  )
-
-
-LOGIT_MUTANTS = {
-  'rows of another pair': (
-    rows_tpu,
-    'pair_of',
-    lambda place: _PAIR(jnp.maximum(place - 2, 0)),
-  ),
-  'the other row of a pair': (
-    rows_tpu,
-    'is_odd',
-    lambda place, width: rows_tpu.spread(place & 1, width) == 0,
-  ),
-  'no wait for rows': (rows_tpu, 'wait_reading', lambda *_: None),
-  'the next lane': (rows_tpu, '_lane', lambda s: (_LANE(s) + 1) & 127),
-  'units of the first tile': (
-    pallas_tpu,
-    'units_of_tile',
-    lambda e, units: jnp.arange(units, dtype=jnp.uint32)[None],
-  ),
-  'places of the first block': (
-    pallas_tpu,
-    'at_computed',
-    lambda cores: lambda c, j, e, *_: (c, 0, 0),
-  ),
-}
-GRADIENT_MUTANTS = {
-  'the wrong one of a pair written': (
-    rows_tpu,
-    'is_written',
-    lambda slot, paired: (slot >= paired) | (slot & 1 == 1),
-  ),
-  'no neighbour': (rows_tpu, 'row_after', jnp.zeros_like),
-  'pairs apart': (steps, '_slots', _by_place),
-  'no wait for written rows': (rows_tpu, 'wait_writing', lambda *_: None),
-  'no wait for what is kept': (feature_tpu, '_wait', lambda _: None),
-  'bits in another order': (
-    product_tpu,
-    'unpack',
-    lambda words: _UNPACK(words)[::-1],
-  ),
-}
-GPU_MUTANTS = {
-  'the next unit': (
-    dropout,
-    'keep_units',
-    lambda place, unit, rate: _KEEP_UNITS(place, unit + 1, rate),
-  ),
-  'the next slot': (
-    pallas_gpu,
-    '_take',
-    lambda value, place: _TAKE(value, jnp.roll(place, 1)),
-  ),
-}
-
-
-def _fails(mutant, program, mark, first=0):
-  with mock.patch.object(*mutant):
-    found = _run(program, mark)
-  # Those that are there must not all be right.
-  expected = _numpy(mark, True)[:first] + tuple(found)
-  with pytest.raises(AssertionError):
-    _assert_close(expected, mark)
-
-
-@pytest.mark.parametrize('name', LOGIT_MUTANTS)
-def test_a_broken_logits_kernel_is_noticed(name):
-  program = _build('pallas_tpu', pltpu.InterpretParams(), gradient=False)
-  _fails(LOGIT_MUTANTS[name], program, _marks('many'))
-
-
-@pytest.mark.parametrize('name', GRADIENT_MUTANTS)
-def test_a_broken_gradient_kernel_is_noticed(name):
-  form = steps.Form('pallas_tpu', RATE, 1, pltpu.InterpretParams())
-
-  def run(head, u, v, mark, row, position):
-    x, *weights = head
-    x = x.reshape(-1, D)
-    place = dropout.place_hash(jnp.uint32(SEED), row, position).reshape(-1)
-    grad = jnp.asarray(dz).reshape(-1)
-    low = tuple(w.astype(x.dtype) for w in weights)
-    slots = steps._slots(mark.reshape(-1))
-    feature, grads = form.gradients(x, low, place, slots, grad)
-    return feature.reshape(B, T, D), *grads
-
-  mark = _marks('many')
-  logit = _numpy(mark, True)[0]
-  *_, u, v = _inputs()
-  dz = np.where(mark, u + v / (1 + np.exp(logit)), 0)
-  _fails(GRADIENT_MUTANTS[name], quick.jit(run), mark, first=2)
-
-
-@pytest.mark.parametrize('name', GPU_MUTANTS)
-def test_a_broken_gpu_kernel_is_noticed(name):
-  _fails(GPU_MUTANTS[name], _build('pallas_gpu', True), _marks('many'))
-
-
-SHAPES = dict(places=65_536, width=1536, hidden=3072, dtype=jnp.bfloat16)
-
-
-def test_auto_follows_platform_and_shape():
-  choose = functools.partial(op.choose, 'auto')
-  assert choose(platform='tpu', **SHAPES) == 'pallas_tpu'
-  for platform in ('cpu', 'gpu', 'cuda'):
-    assert choose(platform=platform, **SHAPES) == 'xla'
-  for change in (
-    dict(dtype=jnp.float32),
-    dict(places=65_537),
-    dict(places=2**17 + 2),
-    dict(width=96, hidden=192),
-    dict(width=6144, hidden=12_288),
-    dict(width=2**15, hidden=2**16),
-  ):
-    assert choose(platform='tpu', **{**SHAPES, **change}) == 'xla'
-
-
-@pytest.mark.parametrize(
-  'kind,change,reason',
-  [
-    ('splash', {}, 'use one of'),
-    ('pallas_tpu', dict(dtype=jnp.float32), 'needs bfloat16 .* float32'),
-    ('pallas_tpu', dict(places=7), 'even number .* 7 positions'),
-    ('pallas_tpu', dict(width=96), 'multiples of 128 .* D 96'),
-    ('pallas_gpu', dict(hidden=96), 'E of 128.* E 96'),
-    ('pallas_gpu', dict(places=2**21), r'2\*\*31'),
-  ],
-)
-def test_a_kind_that_cannot_is_refused(kind, change, reason):
-  with pytest.raises(ValueError, match=reason):
-    op.choose(kind, platform='tpu', **{**SHAPES, **change})
-
-
-def test_blocks_fit_the_smallest_core():
-  """Many widths, and what they are at those of the presets."""
-  found = {}
-  for width in (*range(128, 8192, 128), 1536, 3584, 5120):
-    for backward in (False, True):
-      blocks = blocks_tpu.blocks(width, 2 * width, backward)
-      found[width, backward] = blocks.marks, blocks.units
-      assert blocks.vmem(width, 2 * width, backward) <= 58 * 2**20
-      # The next block is there before the last tile ends.
-      assert blocks.marks // blocks.chunk < 2 * width // blocks.units
-      assert blocks.marks % blocks.rows == blocks.marks % blocks.chunk == 0
-      product = blocks_tpu.product_blocks(width, 2 * width, blocks.marks)
-      assert width % product.width == 2 * width % product.units == 0
-      assert blocks.marks % product.marks == product.marks % blocks.rows == 0
-  expected = {
-    (1536, False): (2048, 256),
-    (1536, True): (2048, 512),
-    (3584, False): (2048, 256),
-    (3584, True): (1024, 512),
-    (5120, False): (2048, 256),
-    (5120, True): (1024, 512),
-  }
-  assert {key: found[key] for key in expected} == expected
-  assert blocks_tpu.blocks(2**15, 2**16) is None
-  assert blocks_tpu.blocks(96, 192) is None
