@@ -1,14 +1,12 @@
 """Dispatch of the score head; the only file others import.
 
-`scoring_head` scores every position: the reference over chunks of positions,
-each recomputed in the backward pass, so the 2D-wide activations of a long
-sequence never exist. `step_scores` works on marks alone, however many there
-are:
+`scoring_head` scores every place: the sampler's newest tokens. `step_scores`
+works on step marks alone, however many there are, and is what training uses:
 
 | kind | where | what |
 | --- | --- | --- |
 | `pallas_tpu` | TPU | one kernel forward, two backward; bfloat16 |
-| `pallas_gpu` | GPU | Triton; one kernel forward, one and products backward |
+| `pallas_gpu` | GPU | Triton: one kernel forward, one and products backward |
 | `xla` | anywhere | chunks of marks, recomputed backward; every dtype |
 
 `auto` is `pallas_tpu` on a TPU where blocks are large enough
@@ -35,9 +33,10 @@ from kernels.scoring_head import blocks_tpu, pallas_gpu, reference, steps
 from kernels.split import Split as Split
 
 KINDS = ('auto', 'pallas_tpu', 'pallas_gpu', 'xla')
-
-# Hidden activations of a device alive at a time: 2**24 elements.
-_HIDDEN_BUDGET = 2**24
+_DTYPES = {
+  'pallas_tpu': (jnp.bfloat16,),
+  'pallas_gpu': (jnp.bfloat16, jnp.float32),
+}
 
 
 def scoring_head(
@@ -46,14 +45,8 @@ def scoring_head(
   hidden_bias_E: jax.Array,
   output_kernel_E1: jax.Array,
   output_bias_1: jax.Array,
-  *,
-  dropout_rate: float = 0.0,
-  seed: jax.Array | None = None,
-  row_B: jax.Array | None = None,
-  position_BT: jax.Array | None = None,
-  split: Split | None = None,
 ) -> jax.Array:
-  """Step logits z of SPEC section 1, at every position.
+  """Step logits z of SPEC section 1 at every place, without dropout.
 
   Args:
     feature_BTD: the residual stream entering the last block.
@@ -61,22 +54,17 @@ def scoring_head(
     hidden_bias_E: its bias.
     output_kernel_E1: second layer.
     output_bias_1: its bias.
-    dropout_rate: share of hidden units dropped when `seed` is given.
-    seed: uint32 scalar; None = no dropout.
-    row_B: uint32 global number of each row's sequence, needed with `seed`; or
-      of each place's, (B, T), where rows hold several.
-    position_BT: position of each place in its sequence; None = its place.
-    split: mesh axes; None = one device.
 
   Returns:
     (B, T) logits, float32 or better.
   """
-  rate, seed, row, position = _places(
-    feature_BTD.shape[:2], dropout_rate, seed, row_B, position_BT
+  return reference.scoring_head(
+    feature_BTD,
+    hidden_kernel_DE,
+    hidden_bias_E,
+    output_kernel_E1,
+    output_bias_1,
   )
-  weights = (hidden_kernel_DE, hidden_bias_E, output_kernel_E1, output_bias_1)
-  local = functools.partial(_local, dropout_rate=rate)
-  return _split(local, split, 3)(feature_BTD, row, position, weights, seed)
 
 
 def _places(shape, rate, seed, row_B, position_BT):
@@ -95,14 +83,13 @@ def _places(shape, rate, seed, row_B, position_BT):
   return rate, jnp.asarray(seed, jnp.uint32), row, position
 
 
-def _split(local, split: Split | None, arrays: int):
-  """`local` on every device's share of its first arguments.
+def _split(local, split: Split | None):
+  """`local` on every device's share of its places.
 
   Args:
-    local: of `arrays` arrays whose first two axes are B and T, then weights and
-      a seed that every device has whole; returns (B, T) arrays.
+    local: of four arrays whose first two axes are B and T, then weights and a
+      seed that every device has whole; returns (B, T) arrays.
     split: mesh axes; None = one device.
-    arrays: how many.
   """
   if split is None:
     return local
@@ -110,43 +97,10 @@ def _split(local, split: Split | None, arrays: int):
   return jax.shard_map(
     local,
     mesh=split.mesh,
-    in_specs=(mine,) * arrays + (PartitionSpec(),) * 2,
+    in_specs=(mine,) * 4 + (PartitionSpec(),) * 2,
     out_specs=mine,
     check_vma=False,  # Pallas calls do not say what they vary over.
   )
-
-
-def _local(feature_BTD, row_BT, position_BT, weights, seed, *, dropout_rate):
-  """The positions of one device, in chunks."""
-  B, T, _ = feature_BTD.shape
-
-  def head(feature, row, position):
-    return reference.scoring_head(
-      feature,
-      *weights,
-      dropout_rate=dropout_rate,
-      seed=seed,
-      row=row,
-      position=position,
-    )
-
-  chunk = max(1, _HIDDEN_BUDGET // (B * weights[0].shape[1]))
-  if chunk >= T:
-    return head(feature_BTD, row_BT, position_BT)
-  chunks = -(-T // chunk)
-  pad = chunks * chunk - T
-
-  def cut(x):
-    x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(B, chunks, chunk, *x.shape[2:]), 1, 0)
-
-  body = jax.checkpoint(head)
-  _, logit = jax.lax.scan(
-    lambda carry, x: (carry, body(*x)),
-    None,
-    (cut(feature_BTD), cut(row_BT), cut(position_BT)),
-  )
-  return jnp.moveaxis(logit, 0, 1).reshape(B, -1)[:, :T]
 
 
 def choose(
@@ -192,8 +146,9 @@ def choose(
 
 def _refusal(kind: str, places: int, width: int, hidden: int, dtype) -> str:
   """What a kernel lacks to do these shapes; '' if nothing."""
-  if kind != 'xla' and jnp.dtype(dtype) != jnp.bfloat16:
-    return 'bfloat16 features'
+  dtypes = [jnp.dtype(x) for x in _DTYPES.get(kind, (dtype,))]
+  if dtype not in dtypes:
+    return f'{" or ".join(x.name for x in dtypes)} features'
   if kind == 'pallas_tpu':
     if places % 2 or places > blocks_tpu.MAX_PLACES:
       return f'an even number of positions up to {blocks_tpu.MAX_PLACES}'
@@ -239,11 +194,11 @@ def step_scores(
     output_kernel_E1: second layer.
     output_bias_1: its bias.
     mark_BT: bool, the positions to score.
-    dropout_rate: share of hidden units dropped when `seed` is given; the mask
-      is that of `scoring_head`.
+    dropout_rate: share of hidden units dropped when `seed` is given.
     seed: uint32 scalar; None = no dropout.
-    row_B: as for `scoring_head`.
-    position_BT: as for `scoring_head`.
+    row_B: uint32 global number of each row's sequence, needed with `seed`; or
+      of each place's, (B, T), where rows hold several.
+    position_BT: position of each place in its sequence; None = its place.
     split: mesh axes; None = one device.
     kind: see the module.
     interpret: run Pallas kernels in interpret mode (tests on a CPU): True, or
@@ -282,7 +237,7 @@ def step_scores(
     interpret=interpret,
   )
   weights = (hidden_kernel_DE, hidden_bias_E, output_kernel_E1, output_bias_1)
-  local = _split(functools.partial(steps.step_scores, form=form), split, 4)
+  local = _split(functools.partial(steps.step_scores, form=form), split)
   return local(feature_BTD, mark_BT, row, position, weights, seed)
 
 

@@ -9,8 +9,8 @@ once and by the others from the L2 cache. Hidden activations stay in registers.
 Backward, one kernel and two plain products: sums of the features' gradient (a
 mark's is D wide) do not fit on a multiprocessor, so for a bounded number of
 marks at a time the kernel computes the hidden units again and writes THEIR
-GRADIENT to memory, in bfloat16, from which plain matrix products make the
-gradients of features and first layer. The number of such rounds is data.
+GRADIENT to memory, in the features' dtype; from it plain matrix products make
+the gradients of features and first layer. The number of such rounds is data.
 
 Letters as in `marks`; M slots of a block, E hidden units, U of a tile, R slots
 of a round.
@@ -79,8 +79,8 @@ def logits(
   """(N,) float32 logits; 0 where there is no mark.
 
   Args:
-    feature_ND: bfloat16 features.
-    weights: the head's four arrays, bfloat16.
+    feature_ND: bfloat16 or float32 features.
+    weights: the head's four arrays, of the features' dtype.
     hash_N: `dropout.place_hash`; None without dropout.
     slots: `marks.slots`.
     rate: share of hidden units dropped.
@@ -250,11 +250,14 @@ def _alive(read, kernel_ref, bias_ref, hash_ref, rows, start, rate, blocks):
     blocks: sizes.
   """
   units = pl.ds(start, blocks.units)
+  # Or float32 would be cut to the 10 bits of TF32.
+  exact = kernel_ref.dtype == jnp.float32
+  precision = jax.lax.Precision.HIGHEST if exact else None
 
   def add(k, sum_MU):
     depth = pl.ds(k * blocks.depth, blocks.depth)
     tile = kernel_ref[depth, units]
-    return sum_MU + plgpu.dot(read(depth), tile)
+    return sum_MU + plgpu.dot(read(depth), tile, precision=precision)
 
   value = jax.lax.fori_loop(
     0,

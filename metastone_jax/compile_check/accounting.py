@@ -17,7 +17,7 @@ with the mean context T / 2 (causal). Forward once, backward twice, plus
   attention  a flash kernel's backward makes its scores again in both of its
              two passes: 7 products of the forward's 2, instead of 4; where
              the backend computes the whole square, everything twice
-  heads      the policy head's logits are made again in the backward pass
+  head       the policy head's logits are made again in the backward pass
 
 Bytes of a matrix product (n x D) @ (D x O) with O split over t devices:
 2 (D O / t + n (D + O / t)), in bfloat16; it is done 4 times with remat (once
@@ -25,7 +25,8 @@ forward, once again, twice backward), else 3. AdamW reads gradient, master and
 two moments and writes three of them: 28 bytes a parameter; K > 1 micro-batches
 read and write the float32 gradient K times.
 
-Decoding one token of R slots reads the weights and the slots' caches once.
+Decoding one token of R slots reads the weights and the slots' caches once, and
+scores every slot; training scores step marks alone, which is left out.
 """
 
 import dataclasses
@@ -139,16 +140,13 @@ def update(
   attention = _attention_flops(config, tokens, length / 2)
   forward = config.forward_flops(tokens, length / 2)
   head = 2.0 * tokens * config.width * config.vocab_size
-  score = 2.0 * tokens * (2 * config.width**2 + 2 * config.width)
-  blocks = forward - head - score - attention
+  blocks = forward - head - attention
   again = _RECOMPUTED_BLOCKS[config.remat]
   # In units of one forward pass over the causal half.
   attention_times = 1 + 3.5 + (config.remat in _RECOMPUTES_ATTENTION)
   if not flash:
     attention_times = 2 * (3 + 1)  # the whole square; its scores made again
-  flops = (
-    blocks * (3 + again) + attention * attention_times + head * 4 + score * 4
-  )
+  flops = blocks * (3 + again) + attention * attention_times + head * 4
   parameters = config.num_backbone_parameters + config.num_score_parameters
   own_tokens = tokens / (devices / tensor)
   passes = 3 + again
@@ -214,6 +212,7 @@ def decode_step(
   """
   slots = problems * candidates
   forward = config.forward_flops(slots, prompt + context)
+  forward += 4.0 * slots * (config.width**2 + config.width)  # the score head
   cache = cache_bytes_a_token(config) * (problems * prompt + slots * context)
   weights = config.num_backbone_parameters + config.num_score_parameters
   if not config.tied_embeddings:

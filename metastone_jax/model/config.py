@@ -8,6 +8,7 @@ import dataclasses
 
 from kernels.attention import KINDS as ATTENTION_KINDS
 from kernels.decode_attention import KINDS as DECODE_KINDS
+from kernels.scoring_head import KINDS as HEAD_KINDS
 from metastone_jax.errors import UserError
 from metastone_jax.model.rope import RopeScaling
 
@@ -49,6 +50,8 @@ class ModelConfig:
       (each block's input, in the host's memory).
     attention: the kind of `kernels.attention`; 'auto' picks by platform.
     decode_attention: the kind of `kernels.decode_attention`, likewise.
+    scoring_head: the kind of `kernels.scoring_head` that training runs on step
+      marks, likewise.
     interpret_kernels: run Pallas kernels in interpret mode (tests on a CPU).
   """
 
@@ -74,6 +77,7 @@ class ModelConfig:
   remat: str = 'none'
   attention: str = 'auto'
   decode_attention: str = 'auto'
+  scoring_head: str = 'auto'
   interpret_kernels: bool = False
 
   def __post_init__(self):
@@ -112,6 +116,7 @@ class ModelConfig:
       ('remat', REMAT_POLICIES),
       ('attention', ATTENTION_KINDS),
       ('decode_attention', DECODE_KINDS),
+      ('scoring_head', HEAD_KINDS),
       ('dtype', DTYPES),
       ('param_dtype', DTYPES),
       ('score_init', ('torch', 'zero')),
@@ -159,8 +164,9 @@ class ModelConfig:
   def forward_flops(self, tokens: int, context: float) -> float:
     """FLOPs of one forward pass over `tokens` tokens, causal, no recompute.
 
-    2 a multiply-add: matmuls of the blocks, policy head and score head at
-    every position, and attention at an average context of `context` tokens.
+    2 a multiply-add: matmuls of the blocks and the policy head, and attention
+    at an average context of `context` tokens. The score head, at step marks
+    alone, is under 0.1 % of a training pass and left out.
     """
     D, H, K, h = (
       self.width,
@@ -170,7 +176,6 @@ class ModelConfig:
     )
     block = D * h * (2 * H + 2 * K) + 3 * D * self.feed_forward
     matmul = self.num_layers * block + D * self.vocab_size
-    matmul += 2 * D * D + 2 * D
     attention = 2 * self.num_layers * H * h * context
     return 2.0 * tokens * (matmul + attention)
 

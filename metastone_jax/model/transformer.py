@@ -210,33 +210,43 @@ class ReflectiveModel(nnx.Module):
     hidden = rms_norm(x, self.final_norm[...], config.norm_eps)
     return hidden, feature, cache if keep_cache else None
 
-  def score(
+  def score(self, feature_BTD: jax.Array) -> jax.Array:
+    """Step logits z at every position, (B, T), without dropout."""
+    return head_lib.scoring_head(
+      feature_BTD, *self.score_head.weights(self.config.dtype)
+    )
+
+  def step_scores(
     self,
     feature_BTD: jax.Array,
+    mark_BT: jax.Array,
     *,
+    sharder: Sharder,
     seed: jax.Array | None = None,
     row_B: jax.Array | None = None,
     position_BT: jax.Array | None = None,
-    sharder: Sharder | None = None,
-  ) -> jax.Array:
-    """Step logits z at every position, (B, T); dropout only with a seed.
+  ) -> tuple[jax.Array, jax.Array]:
+    """Step logits z and log-scores at marks, (B, T) each, 0 elsewhere.
 
-    See `kernels.scoring_head`.
+    Dropout only with a seed; arguments as in `kernels.scoring_head`.
     """
     split = None
-    if sharder is not None and sharder.mesh is not None:
+    if sharder.mesh is not None:
       split = head_lib.Split(
         sharder.mesh,
         *sharder.mesh_axes(RESIDUAL[:2], feature_BTD.shape[:2]),
       )
-    return head_lib.scoring_head(
+    return head_lib.step_scores(
       feature_BTD,
       *self.score_head.weights(self.config.dtype),
+      mark_BT,
       dropout_rate=self.config.score_dropout,
       seed=seed,
       row_B=row_B,
       position_BT=position_BT,
       split=split,
+      kind=self.config.scoring_head,
+      interpret=self.config.interpret_kernels,
     )
 
   def token_log_prob(

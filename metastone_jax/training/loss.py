@@ -205,8 +205,9 @@ def loss_sums(
     loss += config.lm_coefficient * lm_sum / totals['lm']
     sums['loss/lm'] = lm_sum / totals['lm']
   if config.score_coefficient:
-    step_logit_BT = model.score(
+    step_logit_BT, _ = model.step_scores(
       scale_gradient(feature, config.score_gradient_scale),
+      weight_BT != 0,
       seed=seed,
       row_B=one_a_row_or_token(rows, 'row'),
       position_BT=rows['position_BT'],

@@ -71,7 +71,7 @@ def log_prob_pass(
   Args:
     params: any float dtype.
     batch: tokens_BT, position_BT, segment_BT; for log-probs also target_BT
-      and the temperature.
+      and the temperature; for step logits step_mask_BT.
     model_config: shapes.
     num_micro_batches: pieces the rows are cut into.
     sharder: mesh.
@@ -81,11 +81,14 @@ def log_prob_pass(
     layout: of the rows, as in `UpdateConfig`.
 
   Returns:
-    log_prob_BT of the targets and entropy_BT in nats; step_logit_BT.
+    log_prob_BT of the targets and entropy_BT in nats; step_logit_BT, 0 outside
+    step_mask_BT.
   """
   fields = ['tokens_BT', 'position_BT', 'segment_BT']
   if with_log_prob:
     fields += ['target_BT', 'temperature_B', 'temperature_BT']
+  if with_step_logit:
+    fields.append('step_mask_BT')
   batch = {name: batch[name] for name in fields if name in batch}
   layout = places.stored_layout(layout, sharder, batch['tokens_BT'].shape[1])
   out = _stored_log_prob_pass(
@@ -130,7 +133,9 @@ def _stored_log_prob_pass(
         chunk=log_prob_chunk,
       )
     if with_step_logit:
-      out['step_logit_BT'] = model.score(feature, sharder=sharder)
+      out['step_logit_BT'], _ = model.step_scores(
+        feature, rows['step_mask_BT'] != 0, sharder=sharder
+      )
     return out
 
   if num_micro_batches == 1:
@@ -221,7 +226,7 @@ def gradient(
   if config.score_coefficient:
     step_logit_BT = batch.get('step_logit_BT')
     if step_logit_BT is None and config.score_loss != 'bce':
-      fields = ('tokens_BT', 'position_BT', 'segment_BT')
+      fields = ('tokens_BT', 'position_BT', 'segment_BT', 'step_mask_BT')
       step_logit_BT = _stored_log_prob_pass(
         params,
         {name: batch[name] for name in fields},

@@ -1,11 +1,11 @@
-"""The score head: chunks, and dropout that no batch make-up can change."""
+"""The score head, and dropout that no batch make-up can change."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.scoring_head import dropout, op
+from kernels.scoring_head import dropout, op, reference
 from tests import quick
 
 B, T, D = 3, 11, 6
@@ -30,50 +30,37 @@ def _numpy(feature, w1, b1, w2, b2, keep=None, rate=0.0):
   return (hidden @ w2 + b2)[..., 0]
 
 
-def _run(args, **options):
-  """Logits and the gradient in every input."""
-
-  def loss(args):
-    logit = op.scoring_head(*args, **options)
-    return jnp.sum(jnp.sin(logit)), logit
-
-  grad = quick.jit(jax.grad(loss, has_aux=True))
-  grads, logit = grad(tuple(map(jnp.asarray, args)))
-  return logit, *grads
-
-
 @pytest.mark.parametrize('seed', [None, 7])
-def test_any_chunk_gives_the_formula(seed, monkeypatch):
-  args = _inputs()
-  row_B = np.array([5, 0, 9], np.uint32)
-  options, keep, rate = {}, None, 0.4
+def test_reference_is_the_formula(seed):
+  """Values, and gradients against central differences of numpy's form."""
+  args, rate = _inputs(), 0.4
+  row = np.array([5, 0, 9], np.uint32)
   with jax.enable_x64(True):
+    options, keep = {}, None
     if seed is not None:
       options = dict(
-        dropout_rate=rate, seed=jnp.uint32(seed), row_B=jnp.asarray(row_B)
+        dropout_rate=rate, seed=jnp.uint32(seed), row=jnp.asarray(row)
       )
       keep = np.asarray(
         dropout.keep_mask(
           jnp.uint32(seed),
-          jnp.asarray(row_B),
+          jnp.asarray(row),
           jnp.arange(T, dtype=jnp.uint32),
           E,
           rate,
         )
       )
-    whole = _run(args, **options)
-    np.testing.assert_allclose(whole[0], _numpy(*args, keep, rate), rtol=1e-12)
-    for chunk in (1, 4):
-      monkeypatch.setattr(op, '_HIDDEN_BUDGET', B * E * chunk)
-      for got, want in zip(_run(args, **options), whole, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12)
 
+    @quick.jit
+    def gradients(args):
+      def loss(args):
+        logit = reference.scoring_head(*args, **options)
+        return jnp.sum(jnp.sin(logit)), logit
 
-def test_gradient_of_the_whole_is_the_formula():
-  """Central differences of numpy's form, in every input."""
-  args = _inputs()
-  with jax.enable_x64(True):
-    _, *grads = _run(args)
+      return jax.grad(loss, has_aux=True)(args)
+
+    grads, logit = gradients(tuple(map(jnp.asarray, args)))
+    np.testing.assert_allclose(logit, _numpy(*args, keep, rate), rtol=1e-12)
   rng = np.random.default_rng(3)
   for i, grad in enumerate(grads):
     step = rng.normal(size=args[i].shape)
@@ -81,7 +68,7 @@ def test_gradient_of_the_whole_is_the_formula():
       list(args[:i]) + [args[i] + s * 1e-6 * step] + list(args[i + 1 :])
       for s in (1, -1)
     ]
-    up, down = (np.sin(_numpy(*m)).sum() for m in moved)
+    up, down = (np.sin(_numpy(*m, keep, rate)).sum() for m in moved)
     np.testing.assert_allclose(
       np.sum(np.asarray(grad) * step), (up - down) / 2e-6, rtol=1e-6
     )
@@ -131,9 +118,14 @@ def test_a_row_is_the_same_in_any_batch():
 
   @quick.jit
   def score(feature, row_B):
-    return op.scoring_head(
-      feature, *weights, dropout_rate=0.5, seed=jnp.uint32(3), row_B=row_B
-    )
+    return op.step_scores(
+      feature,
+      *weights,
+      jnp.ones(feature.shape[:2], bool),
+      dropout_rate=0.5,
+      seed=jnp.uint32(3),
+      row_B=row_B,
+    )[0]
 
   row_B = np.array([4, 1, 7], np.uint32)
   all_rows = np.asarray(score(feature, row_B))
@@ -142,10 +134,14 @@ def test_a_row_is_the_same_in_any_batch():
   assert not np.allclose(score(feature, row_B + 1), all_rows)
 
 
-def test_without_a_seed_nothing_is_dropped():
+def test_marks_without_a_seed_are_every_place():
   args = tuple(map(jnp.asarray, _inputs()))
-  np.testing.assert_array_equal(
-    op.scoring_head(*args, dropout_rate=0.5), op.scoring_head(*args)
+  mark = jnp.arange(B * T).reshape(B, T) % 3 > 0
+  logit, score = op.step_scores(*args, mark, dropout_rate=0.5)
+  want = np.where(mark, op.scoring_head(*args), 0)
+  np.testing.assert_allclose(logit, want, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    score, np.where(mark, -np.logaddexp(0, -want), 0), rtol=1e-5, atol=1e-5
   )
 
 
@@ -155,45 +151,3 @@ def test_bfloat16_gives_float32_logits():
   assert got.dtype == jnp.float32
   want = _numpy(*(np.asarray(x, np.float64) for x in args))
   np.testing.assert_allclose(got, want, atol=0.2)
-
-
-@pytest.mark.parametrize('budget', [2**24, 100])
-def test_split_over_devices_is_one_device(budget, monkeypatch):
-  """Values and gradients, dropout on, rows and positions split."""
-  monkeypatch.setattr(op, '_HIDDEN_BUDGET', budget)
-  rng = np.random.default_rng(0)
-  D, E = 6, 12
-  args = (
-    rng.normal(size=(4, 8, D)),
-    rng.normal(size=(D, E)),
-    rng.normal(size=E),
-    rng.normal(size=(E, 1)),
-    rng.normal(size=1),
-  )
-  weight = rng.normal(size=(4, 8))
-  mesh = jax.sharding.Mesh(
-    np.array(jax.devices()[:8]).reshape(2, 2, 2),
-    ('fsdp', 'sequence', 'tensor'),
-    axis_types=(jax.sharding.AxisType.Auto,) * 3,
-  )
-
-  def gradients(split):
-    def loss(*args):
-      logit = op.scoring_head(
-        *args,
-        dropout_rate=0.5,
-        seed=jnp.uint32(5),
-        row_B=jnp.arange(4, dtype=jnp.uint32),
-        split=split,
-      )
-      return jnp.sum(weight * logit), logit
-
-    program = jax.jit(jax.grad(loss, tuple(range(5)), has_aux=True))
-    return jax.tree.leaves(program(*map(jnp.asarray, args)))
-
-  with jax.enable_x64(True):
-    want = gradients(None)
-    for length in (('sequence', 'tensor'), ('sequence',)):
-      got = gradients(op.Split(mesh, ('fsdp',), length))
-      for g, w in zip(got, want, strict=True):
-        np.testing.assert_allclose(g, w, rtol=1e-10, atol=1e-12)

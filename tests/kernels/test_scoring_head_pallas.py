@@ -225,35 +225,18 @@ def test_anymarks_of(form, mark):
   assert_close(run_on(_program(*form), mark), mark)
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'float64'])
-def test_other_dtypes_are_xla(dtype):
+@pytest.mark.parametrize(
+  'kind,dtype',
+  [('xla', 'float32'), ('xla', 'float64'), ('pallas_gpu', 'float32')],
+)
+def test_other_dtypes(kind, dtype):
   with jax.enable_x64(dtype == 'float64'):
     mark = marks_of('half')
-    found = run_on(build('auto'), mark, dtype)
+    found = run_on(build(kind, True), mark, dtype)
     if dtype == 'float64':
       assert_close(found, mark, exact=True)
     else:
       assert_close(found, mark)
-
-
-def test_scores_are_those_of_scoring_head():
-  """The same dropout: bits of the operator that scores every position."""
-  x, *weights = (jnp.asarray(a, jnp.float32) for a in inputs()[:5])
-  mark = marks_of('half')
-  options = dict(
-    dropout_rate=RATE,
-    seed=jnp.uint32(SEED),
-    row_B=ROW,
-    position_BT=POSITION,
-  )
-  every = quick.jit(functools.partial(op.scoring_head, **options))
-  some = quick.jit(functools.partial(op.step_scores, **options))
-  logit, score = some(x, *weights, mark)
-  want = np.where(mark, every(x, *weights), 0)
-  np.testing.assert_allclose(logit, want, rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(
-    score, np.where(mark, -np.logaddexp(0, -want), 0), rtol=1e-5, atol=1e-6
-  )
 
 
 @pytest.mark.parametrize('kind', ['xla', 'pallas_tpu', 'pallas_gpu'])

@@ -54,7 +54,7 @@ def test_tiny_is_about_400_thousand():
 
 
 def test_forward_flops_is_two_per_weight_and_attention():
-  """No biases, no norms, untied: 2 x (weights that multiply) a token."""
+  """No biases, norms or score head, untied: 2 x weights a token."""
   config = ModelConfig(
     vocab_size=20,
     width=8,
@@ -65,10 +65,9 @@ def test_forward_flops_is_two_per_weight_and_attention():
     feed_forward=16,
     qkv_bias=False,
   )
-  backbone, head = _counts(config)
+  backbone, _ = _counts(config)
   embedding, norms = 20 * 8, (2 * 3 + 1) * 8
-  score_biases = 2 * 8 + 1
-  weights = backbone - embedding - norms + head - score_biases
+  weights = backbone - embedding - norms
   attention = 3 * 2 * (2 * 4)  # layers x heads x (q.k and p.v) a read position
   want = 2 * 100 * (weights + attention * 50)
   assert config.forward_flops(100, 50) == want

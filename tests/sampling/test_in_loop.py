@@ -103,6 +103,7 @@ def reread(params, prompt, length, token_NR, mconfig, temperature=1.0):
     'position_BT': np.tile(np.arange(T, dtype=np.int32), (N, 1)),
     'segment_BT': (np.arange(T) < length + R)[None].repeat(N, 0).astype('i4'),
     'temperature_B': np.full(N, temperature, np.float32),
+    'step_mask_BT': np.ones((N, T), bool),
   }
   out = _log_prob_program(mconfig)(params, batch)
   window = slice(length - 1, length - 1 + R)

@@ -98,7 +98,7 @@ def test_hidden_states_stay_on_their_devices(monkeypatch):
 
   Heads run in several chunks; chunks cut across devices would gather all.
   """
-  monkeypatch.setattr('kernels.scoring_head.op._HIDDEN_BUDGET', 4 * 64 * 2)
+  monkeypatch.setattr('kernels.scoring_head.steps._CPU_CHUNK', 2)
   mconfig = dataclasses.replace(
     model_config('float32'), width=32, num_kv_heads=1, remat='full'
   )

@@ -1,11 +1,8 @@
 """Cases of the score head: 4,096 marks among 65,536 positions of a device.
 
-`naive` scores every position at once, and so does, in chunks, the operator that
-the trainer had first (`scoring_head`, in its own rows of the table). The other
-forms score the marks alone.
+`naive` scores every position at once, the other forms the marks alone.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -29,32 +26,15 @@ def cases(model: str) -> list[Case]:
     form: functools.partial(op.step_scores, kind=form) for form in FORMS[1:]
   }
   functions['naive'] = _naive
-  found = [
+  return [
     _case(f'{model}, {MARKS:,} marks', form, direction, functions[form], width)
     for form in FORMS
     for direction in DIRECTIONS
   ]
-  for direction in DIRECTIONS:
-    case = _case(
-      f'{model}, every position', 'xla', direction, _every_position, width
-    )
-    found.append(
-      dataclasses.replace(case, flops=case.flops * _POSITIONS_A_MARK)
-    )
-  return found
-
-
-_POSITIONS_A_MARK = BATCH * LENGTH // MARKS
 
 
 def _naive(*args, row_B, **dropout):
   return reference.step_scores(*args, row=row_B, **dropout)
-
-
-def _every_position(*args, **dropout):
-  *args, mark_BT = args
-  logit_BT = jnp.where(mark_BT, op.scoring_head(*args, **dropout), 0)
-  return logit_BT, jnp.where(mark_BT, jax.nn.log_sigmoid(logit_BT), 0)
 
 
 def _case(shape, form, direction, function, width: int) -> Case:

@@ -279,6 +279,7 @@ def test_sampler_and_trainer_agree(problem_batch):
     )
     & rows['policy_mask_BT'],
   )
+  mask = rows['policy_mask_BT']
   trainer = jax.jit(
     functools.partial(
       step_lib.log_prob_pass,
@@ -297,9 +298,9 @@ def test_sampler_and_trainer_agree(problem_batch):
         'segment_BT',
         'temperature_B',
       )
-    },
+    }
+    | {'step_mask_BT': mask},
   )
-  mask = rows['policy_mask_BT']
   assert (rows['sampler_log_prob_BT'][mask] < 0).all()
   for field, name in (
     ('sampler_log_prob_BT', 'log_prob_BT'),

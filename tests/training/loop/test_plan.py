@@ -30,7 +30,7 @@ def test_flops_by_hand():
   D, F, V, T, R = 16, 32, setup.tokenizer.vocab_size, 24 + 28, 28
   # Two query heads and one key/value head of width 8; two layers.
   block = D * 16 + 2 * D * 8 + 16 * D + 3 * D * F
-  per_token = 2 * block + D * V + 2 * D * D + 2 * D
+  per_token = 2 * block + D * V
   attention = 2 * 2 * 16 * (T / 2)  # q.k and p.v over half the row on average
   forward = 2 * (per_token + attention)
   trained = (12 + 5) * 2 * T
