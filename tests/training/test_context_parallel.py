@@ -131,27 +131,76 @@ def test_hidden_states_stay_on_their_devices(monkeypatch):
   assert largest <= max(keys, parameters) < local * T * mconfig.width
 
 
-def test_splash_packed_and_split_is_the_plain_update():
-  """The kernels of a TPU in interpret mode, inside shard_map on 8 devices."""
+def _packed_and_split(kernels: dict, base, config, rows):
+  """The update with kernels in interpret mode, on 8 devices, packed."""
+  # 256 places: 128 a device, the least that splash attention takes.
+  moved, placement, options = trajectories.packed(rows, 256, 2)
+  assert placement.sequence_BT.max() == len(rows['tokens_BT'])
+  sharder = trajectories.mesh(data=2, sequence=2, tensor=2)
+  return gradient(
+    naive.random_params(base),
+    sharder.put_batch(moved),
+    dataclasses.replace(config, **options),
+    dataclasses.replace(base, **kernels, interpret_kernels=True),
+    sharder,
+  )
+
+
+@pytest.mark.parametrize(
+  'kernels',
+  [
+    dict(attention='splash', scoring_head='xla'),
+    dict(attention='xla', scoring_head='pallas_gpu'),
+  ],
+  ids=['tpu', 'gpu'],
+)
+def test_kernels_packed_and_split_are_the_plain_update(kernels):
+  """Every kernel that does float32, inside shard_map, against plain rows."""
   base = dataclasses.replace(
-    model_config('float32'), num_heads=2, num_kv_heads=1, head_width=128
+    model_config('float32'),
+    width=128,
+    num_heads=2,
+    num_kv_heads=1,
+    head_width=128,
   )
   rows = trajectories.make_rows('grpo', 'float32')
   config = trajectories.update_config('grpo')
-  parameters = naive.random_params(base)
   want = gradient(
-    parameters, trajectories.without_prompt_length(rows), config, base
+    naive.random_params(base),
+    trajectories.without_prompt_length(rows),
+    config,
+    base,
   )
-  # 256 places: 128 a device, the least that the kernel takes.
-  moved, placement, options = trajectories.packed(rows, 256, 2)
-  assert placement.sequence_BT.max() == len(rows['tokens_BT'])
-  splash = dataclasses.replace(base, attention='splash', interpret_kernels=True)
-  sharder = trajectories.mesh(data=2, sequence=2, tensor=2)
-  got = gradient(
-    parameters,
-    sharder.put_batch(moved),
-    dataclasses.replace(config, **options),
-    splash,
-    sharder,
-  )
+  got = _packed_and_split(kernels, base, config, rows)
   assert_trees_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def _largest(tree) -> float:
+  return max(np.abs(x).max() for x in jax.tree.leaves(tree))
+
+
+def test_score_head_of_a_tpu_packed_and_split():
+  """bfloat16 is all that it does: against the plain form in bfloat16."""
+  base = dataclasses.replace(
+    model_config('float32'),
+    width=128,
+    num_heads=2,
+    num_kv_heads=1,
+    head_width=64,
+    dtype='bfloat16',
+  )
+  rows = trajectories.make_rows('grpo', 'float32')
+  config = trajectories.update_config('grpo')
+  want, got = (
+    _packed_and_split(
+      dict(attention='xla', scoring_head=kind), base, config, rows
+    )
+    for kind in ('xla', 'pallas_tpu')
+  )
+  # Rounding of each mark's gradient, which the kernel does not round.
+  head = want[0]['score_head']
+  assert _largest(head) > 0.01
+  assert_trees_close(
+    got[0]['score_head'], head, rtol=2**-8, atol=2**-8 * _largest(head)
+  )
+  assert_trees_close(got, want, rtol=2**-6, atol=2**-6 * _largest(want[0]))
