@@ -36,7 +36,7 @@ import jax  # noqa: E402
 from metastone_jax.compile_check import targets, traffic  # noqa: E402
 from tests.benchmarks.kernels.case import Case  # noqa: E402
 
-OPERATORS = ('decode_attention',)
+OPERATORS = ('decode_attention', 'scoring_head')
 # What `device_kind` of a card holds -> key of targets.CHIPS.
 _KINDS = {
   'v5 lite': 'v5e',
