@@ -1,16 +1,14 @@
 """Recipes compiled by the real TPU and GPU compilers, against docs/pod_fit.md.
 
-The compilers live in a virtual environment of their own (`make setup-compile`,
-part of `make test`), named by COMPILE_PYTHON.
+See `compilers` for where they are.
 """
 
-import os
 import pathlib
-import subprocess
 
 import pytest
 
 from metastone_jax.compile_check import report
+from tests.compile_check import compilers
 
 # One program of a machine each: all of docs/pod_fit.md takes hours.
 CHECKED = [
@@ -20,22 +18,7 @@ CHECKED = [
 
 
 def _compile(repo_root, *flags):
-  python = os.environ.get('COMPILE_PYTHON')
-  if not python or not (repo_root / python).exists():
-    pytest.skip('no compilers: make setup-compile, COMPILE_PYTHON names it')
-  environment = {
-    name: value
-    for name, value in os.environ.items()
-    # Of this process: fake devices, quiet logs.
-    if not name.startswith(('JAX_', 'XLA_', 'TF_'))
-  }
-  return subprocess.run(
-    [repo_root / python, '-m', 'launch.compile', *flags],
-    cwd=repo_root,
-    env=environment,
-    capture_output=True,
-    text=True,
-  )
+  return compilers.run(repo_root, 'launch.compile', *flags)
 
 
 @pytest.mark.parametrize(('recipe', 'target', 'program'), CHECKED)

@@ -10,8 +10,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
-from kernels.decode_attention import decode_attention, reference
+from kernels.decode_attention import Split, decode_attention, reference
 from metastone_jax.model import preset
 from tests.benchmarks.kernels.case import Case
 
@@ -23,6 +24,9 @@ _SHAPES = (
   ((14, 9, 8, 1), 8192, False),
   ((8, 8, 8), 32768, True),
 )
+_SLICE_SHAPES = (((8, 8, 8, 8), 8192, True), ((10, 6, 9, 7), 8192, False))
+_SLICE = {'fsdp': 2, 'tensor': 2}
+_FORMS = ('naive', 'xla', 'pallas_tpu', 'pallas_gpu')
 
 
 def cases(model: str) -> list[Case]:
@@ -33,17 +37,24 @@ def cases(model: str) -> list[Case]:
   """
   name, tensor = _PRESETS[model]
   config = preset(name)
-  H, K = config.num_heads // tensor, config.num_kv_heads // tensor
-  return [
-    _case(model, H, K, config.head_width, counts, R, equal, form)
-    for counts, R, equal in _SHAPES
-    for form in ('naive', 'xla', 'pallas_tpu', 'pallas_gpu')
+  H, K, h = config.num_heads, config.num_kv_heads, config.head_width
+  found = [
+    _case(model, H // tensor, K // tensor, h, *shape, form)
+    for shape in _SHAPES
+    for form in _FORMS
+  ]
+  return found + [
+    _case(model, H, K, h, *shape, form, _SLICE)
+    for shape in _SLICE_SHAPES
+    for form in _FORMS[1:]
   ]
 
 
-def _case(model, H, K, h, counts, R, equal, form) -> Case:
+def _case(model, H, K, h, counts, R, equal, form, mesh=None) -> Case:
   P, B, S = len(counts), sum(counts), PROMPT
-  prompt_B = np.repeat(np.arange(P, dtype=np.int32), counts)
+  # Numbers of a device's own prompts.
+  local = np.arange(P, dtype=np.int32) % (P // (mesh or {}).get('fsdp', 1))
+  prompt_B = np.repeat(local, counts)
   bf16 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
   arguments = (
     bf16((B, H, h)),
@@ -57,13 +68,14 @@ def _case(model, H, K, h, counts, R, equal, form) -> Case:
   if not equal:
     arguments += (jax.ShapeDtypeStruct((B,), jnp.int32),)
 
-  def function(*arrays):
+  def function(*arrays, mesh=None):
     given = arrays[7] if len(arrays) > 7 else None
     if form == 'naive':
       return reference.decode_attention(
         *arrays[:7], jnp.asarray(prompt_B) if given is None else given
       )
-    return decode_attention(*arrays[:7], prompt_B=given, kind=form)
+    split = mesh and Split(mesh, ('fsdp',), heads=('tensor',))
+    return decode_attention(*arrays[:7], prompt_B=given, kind=form, split=split)
 
   def make(seed: int) -> tuple:
     keys = jax.random.split(jax.random.key(seed), 5)
@@ -78,16 +90,20 @@ def _case(model, H, K, h, counts, R, equal, form) -> Case:
     return *arrays, *masks, *(() if equal else (jnp.asarray(prompt_B),))
 
   groups = 'equal' if equal else 'ragged'
+  devices = 1 if mesh is None else 4
+  cache = PartitionSpec('fsdp', 'tensor')
   return Case(
     operator='decode_attention',
     shape=f'{model}, {B} slots of {P} problems ({groups}), '
-    f'{WRITTEN:,} of {R:,} written',
+    f'{WRITTEN:,} of {R:,} written' + (', 1 of 2 x 2 devices' if mesh else ''),
     form=form,
     direction='forward',
     function=function,
     arguments=arguments,
-    flops=4.0 * B * H * h * (S + WRITTEN),
+    flops=4.0 * B * H * h * (S + WRITTEN) / devices,
     # Every prompt and what is written of the own caches, once; q and out.
-    bytes=4.0 * K * h * (P * S + B * WRITTEN) + 4.0 * B * H * h,
+    bytes=(4.0 * K * h * (P * S + B * WRITTEN) + 4.0 * B * H * h) / devices,
     make=make,
+    mesh=mesh,
+    specs=(cache,) * 5 + (PartitionSpec('fsdp'),) * (len(arguments) - 5),
   )
