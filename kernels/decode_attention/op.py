@@ -110,9 +110,9 @@ def decode_attention(
       has a slot.
     own_valid_BR: True on positions a slot may read; holes are allowed, and so
       is a slot without any. What lies at the others must be finite.
-    prompt_B: int32 ASCENDING, the prompt of each slot, in [0, P); prompts may
-      have any number of slots, none included. None = equal groups, B / P
-      neighbours a prompt.
+    prompt_B: int32, the prompt of each slot, in [0, P) and in any order;
+      prompts may have any number of slots, none included. None = equal groups,
+      B / P neighbours a prompt.
     kind: see the module.
     split: mesh axes; None = one device.
     interpret: run Pallas kernels in interpret mode (tests on a CPU): True, or

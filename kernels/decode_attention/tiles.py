@@ -1,10 +1,9 @@
 """Tiles: the slots of one prompt, a few at a time.
 
 A tile is the unit of work against the prompt caches: whatever reads a prompt
-for a tile reads it once for all its slots. Slots are sorted by prompt, so the
-slots of a tile are neighbours; a tile that a group does not fill has places
-that repeat its last slot, and nobody looks at what they get. Tiles that no
-group needs repeat the last slot of all.
+for a tile reads it once for all its slots, wherever they are. A tile that a
+group does not fill has places that repeat its last slot, and nobody looks at
+what they get. Tiles that no group needs hold any slot.
 """
 
 import dataclasses
@@ -90,7 +89,8 @@ def make(
   """The tiles of a grouping.
 
   Args:
-    prompt_B: int32 ascending, the prompt of each slot; None = equal groups.
+    prompt_B: int32, the prompt of each slot, in any order; None = equal
+      groups of neighbours.
     slots: B, at least 1.
     prompts: P, divides B where the groups are equal.
     limit: N at most.
@@ -114,21 +114,26 @@ def make(
   slot, tile, prompt = (jnp.arange(n, dtype=jnp.int32) for n in (B, T, P))
   count_P = jnp.sum(prompt_B[None] == prompt[:, None], axis=1, dtype=jnp.int32)
   tiles_P = -(-count_P // N)
-  slot_end_P, tile_end_P = jnp.cumsum(count_P), jnp.cumsum(tiles_P)
+  tile_end_P = jnp.cumsum(tiles_P)
   prompt_T = jnp.minimum(
     jnp.sum(tile_end_P[None] <= tile[:, None], axis=1, dtype=jnp.int32),
-    prompt_B[-1],
+    jnp.max(prompt_B),
   )
   first_T = (tile - (tile_end_P - tiles_P)[prompt_T]) * N
   count_T = jnp.clip(count_P[prompt_T] - first_T, 0, N)
-  slot_T = (slot_end_P - count_P)[prompt_T] + first_T
+  # Slots of the same prompt before each. Sums over comparisons, here and below:
+  # a sort takes a TPU's compiler long, and there are few slots.
+  before_BB = (prompt_B[:, None] == prompt_B[None]) & (slot < slot[:, None])
+  rank_B = jnp.sum(before_BB, axis=1, dtype=jnp.int32)
+  place_B = (tile_end_P - tiles_P)[prompt_B] * N + rank_B
   place_TN = jnp.minimum(jnp.arange(N), jnp.maximum(count_T - 1, 0)[:, None])
-  rank_B = slot - (slot_end_P - count_P)[prompt_B]
+  place_TN += tile[:, None] * N
+  slot_TN = jnp.sum(jnp.where(place_TN[..., None] == place_B, slot, 0), axis=-1)
   return Tiles(
     prompt_T=prompt_T,
     count_T=count_T,
-    slot_TN=jnp.minimum(slot_T[:, None] + place_TN, B - 1),
-    place_B=(tile_end_P - tiles_P)[prompt_B] * N + rank_B,
+    slot_TN=slot_TN,
+    place_B=place_B,
     exact=False,
     whole=False,
   )

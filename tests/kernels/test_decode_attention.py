@@ -100,12 +100,15 @@ def _check_tiles(prompt_B, limit: int, equal: bool):
     for t in range(T)
     for n in range(count_T[t])
   ]
+  held.sort(key=lambda one: one[1])
   assert [slot for _, slot, _ in held] == list(range(_SLOTS))
   assert [prompt for prompt, _, _ in held] == list(prompt_B)
   assert [place for _, _, place in held] == list(place_B)
   # Places without a slot of their own repeat one of the same prompt.
+  used_T = count_T > 0
   np.testing.assert_array_equal(
-    np.array(prompt_B)[slot_TN], np.repeat(prompt_T[:, None], N, axis=1)
+    np.array(prompt_B)[slot_TN][used_T],
+    np.repeat(prompt_T[:, None], N, axis=1)[used_T],
   )
   groups = np.bincount(prompt_B, minlength=_PROMPTS)
   assert (count_T > 0).sum() == sum(-(-groups // N))
@@ -115,9 +118,7 @@ def _check_tiles(prompt_B, limit: int, equal: bool):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-  st.lists(st.integers(0, _PROMPTS - 1), min_size=_SLOTS, max_size=_SLOTS).map(
-    sorted
-  ),
+  st.lists(st.integers(0, _PROMPTS - 1), min_size=_SLOTS, max_size=_SLOTS),
   st.sampled_from([1, 5, 32]),
 )
 def test_tiles_hold_every_slot_once(prompt_B, limit):
