@@ -1,0 +1,377 @@
+"""The TPU kernel of the backward pass with blocks of tokens outside.
+
+Grid: two halves of the vocabulary, blocks of tokens, tiles of columns. A block
+of tokens and the float32 gradient in it stay in vector memory while tiles of
+the head stream past; each tile's logits are made again, turned into their
+gradient, and multiplied by the head (into d_hidden) and, in `both`, by the
+hidden states: that share of d_kernel is added to what lies in the device's
+memory, read and written by copies that run beside the arithmetic
+(tpu_stream.py).
+
+The halves are what the two cores of a megacore chip (v4, v5p) share; they touch
+different columns of d_kernel, and each has its own d_hidden, summed at the end.
+Few blocks of tokens at a time go through one call, so that these two stay
+small.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels.token_log_prob import gradient, tpu_blocks
+from kernels.token_log_prob.tpu_blocks import LANES
+from kernels.token_log_prob.tpu_stream import Plan, Position, Stream
+from kernels.token_log_prob.tpu_tools import VMEM, dot, pad_tokens, spread
+
+# Rows of a block whose logits are made at a time, and rows of D in the loops of
+# the other products.
+_ROWS = 512
+_WIDTH = 512
+# Bytes of float32 d_hidden, of both halves, that one call may leave behind.
+_PARTIAL = 64 * 2**20
+
+
+def _load_block(plan, target_ref, rows_ref, hidden_hbm, scratch, block):
+  """What stays in vector memory for all tiles of a block of tokens."""
+  n = plan.blocks.tokens
+  copy = pltpu.make_async_copy(
+    hidden_hbm.at[pl.ds(pl.multiple_of(block * n, LANES), n), :],
+    scratch['hidden'],
+    scratch['semaphore'],
+  )
+  copy.start()
+  lane = jax.lax.broadcasted_iota(jnp.int32, (n, LANES), 1)
+  scratch['target'][...] = spread(target_ref[...], n) - lane
+
+  @pl.loop(0, gradient.COEFFICIENTS)  # One transpose's worth of memory.
+  def _(i):
+    scratch['rows'][i] = spread(rows_ref[pl.ds(i, 1), :], n)
+
+  scratch['d_hidden'][...] = jnp.zeros_like(scratch['d_hidden'])
+  copy.wait()
+  if plan.with_kernel:
+    # In narrow parts: what is transposed exists three times over.
+    _over_width(scratch, _transpose, LANES)
+
+
+def _transpose(scratch, part):
+  scratch['transposed'][part, :] = scratch['hidden'][:, part].T
+
+
+def _over_width(scratch, function, most=_WIDTH):
+  """Runs function(scratch, slice) over the parts of D."""
+  D = scratch['hidden'].shape[1]
+  width = tpu_blocks.part(D, most)
+
+  @pl.loop(0, D // width)
+  def _(i):
+    function(scratch, pl.ds(pl.multiple_of(i * width, width), width))
+
+
+def _clean_head(plan, head_ref, scratch, tile):
+  """The tile of the head in the dtype of the hidden states.
+
+  What the last tile holds beyond the head's columns is not a number one may
+  multiply by zero.
+  """
+  if not plan.copied:
+    return head_ref
+  copy = scratch['head']
+  columns = plan.blocks.columns
+  left = plan.columns - tile * columns
+
+  @pl.when(left >= columns)
+  def _():
+    copy[...] = head_ref[...].astype(copy.dtype)
+
+  if plan.columns % columns:
+
+    @pl.when(left < columns)
+    def _():
+      column = jax.lax.broadcasted_iota(jnp.int32, copy.shape, 1)
+      clean = jnp.where(column < left, head_ref[...], 0)
+      copy[...] = clean.astype(copy.dtype)
+
+  return copy
+
+
+def _make_d_logits(plan, head, scratch, first_column, limit):
+  """The gradient of the loss in the tile's products, cast for the next two."""
+  n, columns = plan.blocks.tokens, plan.blocks.columns
+  rows = tpu_blocks.part(n, _ROWS)
+
+  @pl.loop(0, n // rows)
+  def _(i):
+    part = pl.ds(pl.multiple_of(i * rows, rows), rows)
+    logits = dot(scratch['hidden'][part, :], head[...], 1, 0)
+    numbers = [
+      scratch['rows'][r, part, :] for r in range(gradient.COEFFICIENTS)
+    ]
+    target = scratch['target'][part, :] - first_column
+    for c in range(0, columns, LANES):
+      d_logits = gradient.d_logits(
+        logits[:, c : c + LANES], target == c, *numbers
+      )
+      if limit is not None:
+        lane = jax.lax.broadcasted_iota(jnp.int32, d_logits.shape, 1)
+        d_logits = jnp.where(lane < limit - first_column - c, d_logits, 0)
+      scratch['d_logits'][part, c : c + LANES] = d_logits.astype(
+        scratch['d_logits'].dtype
+      )
+
+
+def _add_d_hidden(head, scratch, part):
+  scratch['d_hidden'][:, part] += dot(
+    scratch['d_logits'][...], head[part, :], 1, 1
+  )
+
+
+def _add_d_kernel(slot, adds, scratch, part):
+  share = dot(scratch['transposed'][part, :], scratch['d_logits'][...], 1, 0)
+  if adds:
+    share += scratch['slots'][slot, part, :]
+  scratch['slots'][slot, part, :] = share
+
+
+def _kernel(plan, meta_ref, target_ref, rows_ref, hidden_hbm, head_ref, *refs):
+  """meta: (columns that may be tokens, first block of tokens)."""
+  refs = list(refs)
+  if plan.with_kernel and plan.accumulate:
+    refs.pop(0)  # The same memory as the result.
+  partial_hbm = refs.pop(0)
+  d_kernel_hbm = refs.pop(0) if plan.with_kernel else None
+  scratch = dict(zip(_scratch(plan, hidden_hbm), refs, strict=True))
+  half, block, j = (pl.program_id(i) for i in range(3))
+  first_tile = half * plan.per_half
+  count = jnp.minimum(plan.per_half, plan.tiles - first_tile)
+  at = Position(block, j, count, first_tile)
+
+  @pl.when(j == 0)
+  def _():
+    _load_block(
+      plan, target_ref, rows_ref, hidden_hbm, scratch, meta_ref[1] + block
+    )
+
+  @pl.when(j < count)
+  def _():
+    head = _clean_head(plan, head_ref, scratch, at.tile)
+    first_column = at.tile * plan.blocks.columns
+    whole = first_column + plan.blocks.columns <= meta_ref[0]
+    make = functools.partial(_make_d_logits, plan, head, scratch, first_column)
+    pl.when(whole)(lambda: make(None))
+    pl.when(jnp.logical_not(whole))(lambda: make(meta_ref[0]))
+    if plan.with_kernel:
+      stream = Stream(
+        plan, at, d_kernel_hbm, scratch['slots'], scratch['semaphores']
+      )
+      stream.free_other_slot()
+    _over_width(scratch, functools.partial(_add_d_hidden, head))
+    if plan.with_kernel:
+      stream.store(
+        lambda slot, adds: _over_width(
+          scratch, functools.partial(_add_d_kernel, slot, adds)
+        )
+      )
+
+  @pl.when(j == plan.per_half - 1)
+  def _():
+    n = plan.blocks.tokens
+    pltpu.sync_copy(
+      scratch['d_hidden'],
+      partial_hbm.at[half, pl.ds(pl.multiple_of(block * n, LANES), n), :],
+    )
+
+
+def _scratch(plan, hidden_ND):
+  """Names and shapes of the vector memory and semaphores of the kernel."""
+  D, dtype = hidden_ND.shape[1], hidden_ND.dtype
+  n, c = plan.blocks.tokens, plan.blocks.columns
+  float32 = jnp.float32
+  found = dict(
+    hidden=pltpu.VMEM((n, D), dtype),
+    d_hidden=pltpu.VMEM((n, D), float32),
+    target=pltpu.VMEM((n, LANES), jnp.int32),
+    rows=pltpu.VMEM((gradient.COEFFICIENTS, n, LANES), float32),
+    d_logits=pltpu.VMEM((n, c), dtype),
+    semaphore=pltpu.SemaphoreType.DMA,
+  )
+  if plan.copied:
+    found['head'] = pltpu.VMEM((D, c), dtype)
+  if plan.with_kernel:
+    found['transposed'] = pltpu.VMEM((D, n), dtype)
+    found['slots'] = pltpu.VMEM((2, D, c), float32)
+    found['semaphores'] = pltpu.SemaphoreType.DMA((2, 2))
+  return found
+
+
+def _cost(plan, D, hidden_ND, kernel_DV):
+  tokens = plan.calls * plan.blocks.tokens
+  products = 3 if plan.with_kernel else 2
+  bytes_accessed = (
+    plan.halves * tokens * D * (hidden_ND.dtype.itemsize + 4)
+    + plan.calls * kernel_DV.nbytes
+  )
+  if plan.with_kernel:
+    passes = 2 * plan.calls - (0 if plan.accumulate else 1)
+    bytes_accessed += passes * D * plan.columns * 4
+  return pl.CostEstimate(
+    flops=products * 2 * tokens * D * plan.columns,
+    transcendentals=tokens * plan.columns,
+    bytes_accessed=bytes_accessed,
+  )
+
+
+def _call(plan, hidden_ND, kernel_DV, vmem, interpret):
+  """The `pallas_call` on `plan.calls` blocks of tokens from meta[1] on."""
+  D = hidden_ND.shape[1]
+  n, c = plan.blocks.tokens, plan.blocks.columns
+  anywhere = pl.BlockSpec(memory_space=pl.ANY)
+  in_specs = [
+    pl.BlockSpec((1, n), lambda h, i, j, meta: (0, meta[1] + i)),
+    pl.BlockSpec(
+      (gradient.COEFFICIENTS, n), lambda h, i, j, meta: (0, meta[1] + i)
+    ),
+    anywhere,
+    pl.BlockSpec(
+      (D, c),
+      lambda h, i, j, meta: (
+        0,
+        jnp.minimum(h * plan.per_half + j, plan.tiles - 1),
+      ),
+    ),
+  ]
+  out_shape = [
+    jax.ShapeDtypeStruct((plan.halves, plan.calls * n, D), jnp.float32)
+  ]
+  aliases = {}
+  if plan.with_kernel:
+    width = tpu_blocks.ceil_to(plan.columns, LANES)
+    out_shape.append(jax.ShapeDtypeStruct((D, width), jnp.float32))
+    if plan.accumulate:
+      in_specs.append(anywhere)
+      aliases = {5: 1}  # The prefetched scalars count.
+  return pl.pallas_call(
+    functools.partial(_kernel, plan),
+    out_shape=out_shape,
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=1,
+      grid=(plan.halves, plan.calls, plan.per_half),
+      in_specs=in_specs,
+      out_specs=[anywhere] * len(out_shape),
+      scratch_shapes=list(_scratch(plan, hidden_ND).values()),
+    ),
+    input_output_aliases=aliases,
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=('parallel', 'arbitrary', 'arbitrary'),
+      vmem_limit_bytes=tpu_blocks.limit(vmem),
+    ),
+    cost_estimate=_cost(plan, D, hidden_ND, kernel_DV),
+    interpret=interpret,
+    name='token_log_prob_backward'
+    if plan.with_kernel
+    else 'token_log_prob_d_hidden',
+  )
+
+
+def _run(hidden_ND, kernel_DV, target_N, rows_5N, limit, options):
+  """(d_hidden, d_kernel or None), a few blocks of tokens at a time."""
+  (N, D), V = hidden_ND.shape, kernel_DV.shape[1]
+  with_kernel, vmem, interpret = options
+  blocks = tpu_blocks.d_hidden(
+    N,
+    D,
+    V,
+    hidden_bytes=hidden_ND.dtype.itemsize,
+    head_bytes=kernel_DV.dtype.itemsize,
+    with_kernel=with_kernel,
+    vmem=vmem,
+  )
+  n = blocks.tokens
+  total = -(-N // n)
+  most = max(1, _PARTIAL // (2 * 4 * n * D))
+  calls = max(x for x in range(1, min(most, total) + 1) if total % x == 0)
+  plan = Plan(
+    blocks,
+    calls,
+    V,
+    with_kernel,
+    accumulate=False,
+    copied=kernel_DV.dtype != hidden_ND.dtype or V % blocks.columns > 0,
+  )
+  hidden_ND = pad_tokens(hidden_ND, total * n)
+  target = pad_tokens(target_N, total * n, -1)[None]
+  rows = pad_tokens(rows_5N, total * n, axis=1)
+
+  def call(plan, first, *d_kernel):
+    partial, *d_kernel = _call(plan, hidden_ND, kernel_DV, vmem, interpret)(
+      jnp.append(limit, first).astype(jnp.int32),
+      target,
+      rows,
+      hidden_ND,
+      kernel_DV,
+      *d_kernel,
+    )
+    return tuple(d_kernel), partial.sum(0).astype(hidden_ND.dtype)
+
+  # The first call writes every tile of d_kernel: nothing has to be zeroed.
+  d_kernel, d_hidden = call(plan, 0)
+  if total > calls:
+    plan = dataclasses.replace(plan, accumulate=True)
+    d_hidden = pad_tokens(d_hidden, total * n)
+
+    def more(i, carry):
+      d_kernel, d_hidden = carry
+      d_kernel, new = call(plan, i * calls, *d_kernel)
+      return d_kernel, jax.lax.dynamic_update_slice_in_dim(
+        d_hidden, new, i * calls * n, axis=0
+      )
+
+    d_kernel, d_hidden = jax.lax.fori_loop(
+      1, total // calls, more, (d_kernel, d_hidden)
+    )
+  d_kernel = d_kernel[0][:, :V] if with_kernel else None
+  return d_hidden[:N], d_kernel
+
+
+def d_hidden(
+  hidden_ND: jax.Array,
+  kernel_DV: jax.Array,
+  target_N: jax.Array,
+  rows_5N: jax.Array,
+  limit: jax.Array,
+  *,
+  vmem: int = VMEM,
+  interpret: bool | pltpu.InterpretParams = False,
+) -> jax.Array:
+  """The gradient in the hidden states, in their dtype.
+
+  Args:
+    hidden_ND: N > 0 hidden states, D a multiple of 128.
+    kernel_DV: the head, of any float dtype.
+    target_N: int32, columns of `kernel_DV`; -1 = none of them.
+    rows_5N: `gradient.coefficients`.
+    limit: int32 (1,): columns from here on are no tokens.
+    vmem: bytes of vector memory of one core.
+    interpret: run on a CPU, slowly.
+  """
+  options = False, vmem, interpret
+  return _run(hidden_ND, kernel_DV, target_N, rows_5N, limit, options)[0]
+
+
+def both(
+  hidden_ND: jax.Array,
+  kernel_DV: jax.Array,
+  target_N: jax.Array,
+  rows_5N: jax.Array,
+  limit: jax.Array,
+  *,
+  vmem: int = VMEM,
+  interpret: bool | pltpu.InterpretParams = False,
+) -> tuple[jax.Array, jax.Array]:
+  """As `d_hidden`, and the gradient in the head, float32."""
+  options = True, vmem, interpret
+  return _run(hidden_ND, kernel_DV, target_N, rows_5N, limit, options)

@@ -1,0 +1,220 @@
+"""Kernels of the token log-prob over a mesh, and kernels that are broken.
+
+A comparison that a broken kernel passes is no comparison: each mutant below is
+one small mistake, and each must be noticed.
+"""
+
+import dataclasses
+import functools
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from kernels.token_log_prob import (
+  Split,
+  gradient,
+  pallas_gpu,
+  pallas_tpu,
+  pallas_tpu_d_hidden,
+  pallas_tpu_d_kernel,
+  tpu_stream,
+  tpu_tools,
+)
+from tests.kernels import token_log_prob_cases as cases
+from tests.kernels.test_token_log_prob_pallas import RUNS
+from tests.kernels.token_log_prob_cases import Case
+
+
+def _mesh():
+  return Mesh(
+    np.array(jax.devices()[:8]).reshape(2, 2, 2),
+    ('fsdp', 'sequence', 'tensor'),
+    axis_types=(AxisType.Auto,) * 3,
+  )
+
+
+SPLITS = {
+  'all': dict(
+    batch=('fsdp',),
+    length=('sequence',),
+    embed=('fsdp',),
+    vocabulary=('tensor',),
+  ),
+  'columns': dict(vocabulary=('sequence', 'tensor'), embed=('fsdp',)),
+}
+
+
+@pytest.mark.parametrize('run', ['tpu', 'gpu'])
+@pytest.mark.parametrize('name', SPLITS)
+def test_split_over_devices(name, run):
+  """Ragged last tiles, with the next device's targets in their padding."""
+  case = Case(((2, 80), 128, 4 * 130), 4 * 130 - 7, 'bfloat16', 'float32')
+  inputs = cases.make(case)
+  with cases.small_blocks():
+    got = cases.run(
+      inputs,
+      vocab_size=case.vocab_size,
+      split=Split(_mesh(), **SPLITS[name]),
+      **RUNS[run],
+    )
+  cases.check(got, cases.want(inputs, case.vocab_size), 'bfloat16')
+
+
+# Three blocks of tokens, three ragged tiles, padding of the vocabulary.
+CASE = Case(((2, 150), 128, 300), 290)
+
+
+@functools.cache
+def _case(dtype):
+  case = dataclasses.replace(CASE, hidden=dtype, head=dtype)
+  inputs = cases.make(case)
+  return inputs, cases.want(inputs, case.vocab_size)
+
+
+def _attempt(run, dtype='float32'):
+  inputs, want = _case(dtype)
+  with cases.small_blocks(columns=128):
+    got = cases.run(inputs, vocab_size=CASE.vocab_size, **RUNS[run])
+  cases.check(got, want, dtype)
+
+
+@pytest.mark.parametrize(
+  ('run', 'dtype'),
+  [('tpu_memory', 'float32'), ('tpu_memory', 'bfloat16'), ('gpu', 'float32')],
+)
+def test_unbroken_kernels_pass(run, dtype):
+  _attempt(run, dtype)
+
+
+def _no_wait(writing):
+  real = tpu_stream.Stream.wait
+
+  def wait(self, tile, slot, **options):
+    if options['writing'] != writing:
+      real(self, tile, slot, **options)
+
+  return wait
+
+
+def _without(function, **broken):
+  """The function with some of its keyword results or arguments replaced."""
+  return lambda *args, **options: function(*args, **(options | broken))
+
+
+def _lanes_not_scaled(top, total, mean, taken):
+  sums = (jnp.sum(x.T, axis=0, keepdims=True) for x in (total, mean, taken))
+  return jnp.concatenate([jnp.max(top.T, axis=0, keepdims=True), *sums])
+
+
+def _accumulators_not_scaled(*args):
+  real = _accumulate(*args)
+  top, total, mean, _ = args[-1]
+  scale = jnp.exp(top - real[0])
+  return (
+    real[0],
+    real[1] + total * (1 - scale),
+    real[2] + mean * (1 - scale),
+    real[3],
+  )
+
+
+_accumulate = pallas_tpu._accumulate
+_d_logits = gradient.d_logits
+_local_limit = tpu_tools.local_limit
+_dot = tpu_tools.dot
+Stream, Position = tpu_stream.Stream, tpu_stream.Position
+
+TPU = ('tpu_memory', 'float32')
+# A copy that never comes would be waited for for ever.
+HANGS = ('tpu', 'float32')
+# The path with a kernel of d_kernel alone.
+ALONE = ('tpu_memory', 'bfloat16')
+GPU = ('gpu', 'float32')
+
+MUTANTS = {
+  'a write is not waited for': (TPU, Stream, 'wait', _no_wait(True)),
+  'a read is not waited for': (TPU, Stream, 'wait', _no_wait(False)),
+  'one slot for all steps': (HANGS, Position, 'slot', property(lambda at: 0)),
+  'the next tile does not wrap': (
+    HANGS,
+    Position,
+    'tile_after',
+    property(lambda at: at.first_tile + at.j),
+  ),
+  'the next block is this one': (
+    HANGS,
+    Position,
+    'block_after',
+    property(lambda at: at.block),
+  ),
+  'the second half starts at the first tile': (
+    HANGS,
+    tpu_stream.Plan,
+    'per_half',
+    property(lambda plan: plan.tiles),
+  ),
+  'the last tile of the head is not cleaned': (
+    TPU,
+    pallas_tpu_d_hidden,
+    '_clean_head',
+    lambda plan, head_ref, scratch, tile: head_ref,
+  ),
+  'lanes are added up unscaled': (
+    TPU,
+    pallas_tpu,
+    '_combine_lanes',
+    _lanes_not_scaled,
+  ),
+  'sums keep the scale of an old maximum': (
+    TPU,
+    pallas_tpu,
+    '_accumulate',
+    _accumulators_not_scaled,
+  ),
+  'padding of the vocabulary is not masked': (
+    TPU,
+    pallas_tpu,
+    'local_limit',
+    lambda first, columns, vocab_size: _local_limit(first, columns, None),
+  ),
+  'the target is nowhere': (
+    TPU,
+    gradient,
+    'd_logits',
+    lambda logits, is_target, *rest: _d_logits(logits, False, *rest),
+  ),
+  'd_kernel alone: the next column': (
+    ALONE,
+    pallas_tpu_d_kernel,
+    '_add_part',
+    lambda part, first_row, *rest, real=pallas_tpu_d_kernel._add_part: real(
+      part, first_row + 1, *rest
+    ),
+  ),
+  'gpu: the next column': (
+    GPU,
+    pallas_gpu,
+    '_columns_of',
+    lambda start: start + 1 + jnp.arange(pallas_gpu._COLUMNS),
+  ),
+  'gpu: shares are added up unscaled': (
+    GPU,
+    pallas_gpu,
+    '_merge',
+    lambda a, b: (jnp.maximum(a[0], b[0]), *(
+      x + y for x, y in zip(a[1:], b[1:], strict=True)
+    )),
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', MUTANTS)
+def test_mutants_are_noticed(name):
+  how, owner, attribute, broken = MUTANTS[name]
+  with mock.patch.object(owner, attribute, broken):
+    with pytest.raises(AssertionError, match='Not equal|isfinite'):
+      _attempt(*how)
