@@ -178,6 +178,7 @@ def token_log_prob(
   if split is not None:
     device = split.mesh.devices.flat[0]
     platform = device.platform
+    split = _without_single(split)
     columns //= split.size(split.vocabulary)
     tokens //= split.size(split.batch + split.length)
   kind = choose(
@@ -206,6 +207,17 @@ def token_log_prob(
     target_BT,
     jnp.broadcast_to(temperature, (B, T)),
     static,
+  )
+
+
+def _without_single(split: Split) -> Split:
+  """Without the axes of one device: nothing travels along these."""
+  return dataclasses.replace(
+    split,
+    **{
+      name: tuple(a for a in getattr(split, name) if split.mesh.shape[a] > 1)
+      for name in ('batch', 'length', 'embed', 'vocabulary')
+    },
   )
 
 

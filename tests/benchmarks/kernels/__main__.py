@@ -36,7 +36,7 @@ import jax  # noqa: E402
 from metastone_jax.compile_check import targets, traffic  # noqa: E402
 from tests.benchmarks.kernels.case import Case  # noqa: E402
 
-OPERATORS = ('decode_attention',)
+OPERATORS = ('decode_attention', 'token_log_prob')
 # What `device_kind` of a card holds -> key of targets.CHIPS.
 _KINDS = {
   'v5 lite': 'v5e',
@@ -90,8 +90,12 @@ def time_all(found: list[Case]) -> None:
   for case in found:
     if device.platform not in case.platforms:
       continue
-    arguments = _arguments(case)
-    function = jax.jit(case.function)
+    placed = case.on(jax.devices())
+    if placed is None:
+      continue
+    function, shardings = placed
+    function = jax.jit(function)
+    arguments = jax.device_put(_arguments(case), tuple(shardings))
     try:
       jax.block_until_ready(function(*arguments))
     except jax.errors.JaxRuntimeError as error:
@@ -117,10 +121,9 @@ def time_all(found: list[Case]) -> None:
 
 def compile_all(found: list[Case], target: targets.Target) -> None:
   """Prints what the compiler of a machine makes of each case."""
-  device = machine.devices(target)[0]
-  sharding = jax.sharding.SingleDeviceSharding(device)
+  devices = machine.devices(target)
   chip = target.chip
-  print(f'jax {jax.__version__}, compiled for one device of {target.name}\n')
+  print(f'jax {jax.__version__}, compiled for {target.name}, of one device\n')
   print(
     '| operator | shape | direction | form | temporaries GB | memory GB | '
     'least GB | roofline ms | of those bytes ms | compile s |'
@@ -129,11 +132,15 @@ def compile_all(found: list[Case], target: targets.Target) -> None:
   for case in found:
     if chip.platform not in case.platforms:
       continue
+    placed = case.on(devices)
+    if placed is None:
+      continue
+    function, shardings = placed
     arguments = [
       jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-      for x in case.arguments
+      for x, sharding in zip(case.arguments, shardings, strict=True)
     ]
-    lowered = jax.jit(case.function).lower(*arguments)
+    lowered = jax.jit(function).lower(*arguments)
     started = time.monotonic()
     try:
       compiled = lowered.compile()

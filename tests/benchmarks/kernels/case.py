@@ -1,9 +1,19 @@
 """What is measured: one operator, at one shape, in one form and direction."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
+from jax.sharding import (
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+  SingleDeviceSharding,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +32,10 @@ class Case:
     bytes: least traffic of a device's memory: every array once.
     make: arguments with values worth computing on, from a seed; None = normal
       numbers are fine.
+    mesh: axes and their sizes; `function` then takes the mesh as a keyword, and
+      flops and bytes are those of one of its devices. None = one device and no
+      mesh.
+    specs: how the arguments lie on it.
   """
 
   operator: str
@@ -33,6 +47,29 @@ class Case:
   flops: float
   bytes: float
   make: Callable[[int], tuple] | None = None
+  mesh: dict[str, int] | None = None
+  specs: tuple[PartitionSpec, ...] = ()
+
+  def on(self, devices: Sequence[jax.Device]) -> tuple[Callable, list] | None:
+    """The function, and how its arguments lie on these devices.
+
+    None where they are too few.
+    """
+    if self.mesh is None:
+      sharding = SingleDeviceSharding(devices[0])
+      return self.function, [sharding] * len(self.arguments)
+    count = math.prod(self.mesh.values())
+    if count > len(devices):
+      return None
+    mesh = Mesh(
+      np.array(devices[:count]).reshape(*self.mesh.values()),
+      tuple(self.mesh),
+      axis_types=(AxisType.Auto,) * len(self.mesh),
+    )
+    return (
+      functools.partial(self.function, mesh=mesh),
+      [NamedSharding(mesh, spec) for spec in self.specs],
+    )
 
   @property
   def platforms(self) -> tuple[str, ...]:
