@@ -26,7 +26,13 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
 from kernels import split as split_lib
-from kernels.token_log_prob import pallas_gpu, pallas_tpu, xla
+from kernels.token_log_prob import (
+  pallas_gpu,
+  pallas_tpu,
+  pallas_tpu_backward,
+  tpu_blocks,
+  xla,
+)
 from kernels.token_log_prob.xla import mask_padding as mask_padding
 
 KINDS = ('auto', 'pallas_tpu', 'pallas_gpu', 'xla')
@@ -198,7 +204,7 @@ def token_log_prob(
     int(chunk),
     vocab_size or kernel_DV.shape[1],
     split,
-    _VMEM.get(device.device_kind, pallas_tpu.VMEM),
+    _VMEM.get(device.device_kind, tpu_blocks.VMEM),
     interpret,
   )
   return _token_log_prob(
@@ -236,7 +242,12 @@ def _options(static: _Static, kernel_DV) -> dict:
   return options
 
 
-_FORMS = {'xla': xla, 'pallas_tpu': pallas_tpu, 'pallas_gpu': pallas_gpu}
+# (forward, backward): on one device's tokens and its columns.
+_PASSES = {
+  'pallas_tpu': (pallas_tpu.forward, pallas_tpu_backward.backward),
+  'pallas_gpu': (pallas_gpu.forward, pallas_gpu.backward),
+  'xla': (xla.forward, xla.backward),
+}
 
 
 def _head(kernel_DV, dtype, static: _Static):
@@ -291,7 +302,7 @@ def _fwd(hidden_BTD, kernel_DV, target_BT, temperature_BT, static):
   split = static.split
 
   def local(hidden, kernel, target, temperature):
-    found = _FORMS[static.kind].forward(
+    found = _PASSES[static.kind][0](
       _flat(hidden),
       kernel,
       _flat(target),
@@ -325,12 +336,12 @@ def _bwd(static, residuals, cotangents):
   hidden_BTD, kernel_DV, *rest = residuals
 
   def local(hidden, kernel, target, *rest):
-    options = _options(static, kernel)
-    if static.kind != 'xla' and not static.tokens:
-      # Nothing is added to it any more: it may be rounded where it is made.
-      options |= dict(d_kernel_dtype=kernel_DV.dtype)
-    d_hidden, d_kernel = _FORMS[static.kind].backward(
-      _flat(hidden), kernel, _flat(target), *map(_flat, rest), **options
+    d_hidden, d_kernel = _PASSES[static.kind][1](
+      _flat(hidden),
+      kernel,
+      _flat(target),
+      *map(_flat, rest),
+      **_options(static, kernel),
     )
     if static.vocabulary:
       d_hidden = jax.lax.psum(d_hidden, static.vocabulary)

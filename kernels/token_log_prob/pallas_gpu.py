@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from kernels.token_log_prob import gradient
-from kernels.token_log_prob.tpu_tools import (
+from kernels.token_log_prob import pallas_common
+from kernels.token_log_prob.pallas_common import (
+  COEFFICIENTS,
   local_limit,
   local_target,
   pad_tokens,
@@ -131,10 +132,10 @@ def _d_logits_kernel(
     logits = _product(hidden_ref, head_ref, rows, columns)
     column = _columns_of(start)
     target = target_ref[rows]
-    d_logits = gradient.d_logits(
+    d_logits = pallas_common.d_logits(
       logits,
       column[None, :] == target[:, None],
-      *(rows_ref[r, rows][:, None] for r in range(gradient.COEFFICIENTS)),
+      *(rows_ref[r, rows][:, None] for r in range(COEFFICIENTS)),
     )
     limit = limit_ref[0]
     d_logits = jnp.where(column[None, :] < limit, d_logits, 0.0)
@@ -272,7 +273,7 @@ def _piece_gradients(
     if adds:
       share += jax.lax.dynamic_slice_in_dim(d_kernel, start, width, axis=1)
     d_kernel = jax.lax.dynamic_update_slice_in_dim(
-      d_kernel, share.astype(d_kernel.dtype), start, axis=1
+      d_kernel, share, start, axis=1
     )
     return d_hidden, d_kernel
 
@@ -298,22 +299,18 @@ def backward(
   *,
   vocab_size: int | None,
   first: int | jax.Array = 0,
-  d_kernel_dtype=jnp.float32,
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
   """As `xla.backward`; see `forward` for what is asked of the arguments.
 
-  Args:
-    d_kernel_dtype: of the gradient of the head.
-
   Returns:
-    d_hidden in its dtype; d_kernel in `d_kernel_dtype`, rounded once.
+    d_hidden in its dtype; d_kernel float32.
   """
   (N, D), V = hidden_ND.shape, kernel_DV.shape[1]
   pieces = -(-N // _PIECE)
   n = -(-N // (pieces * _TOKENS)) * _TOKENS
   padded = pieces * n
-  rows = gradient.coefficients(
+  rows = pallas_common.coefficients(
     temperature_N, log_z_N, entropy_N, d_log_prob_N, d_entropy_N
   )
   arrays = (
@@ -322,8 +319,6 @@ def backward(
     pad_tokens(rows, padded, axis=1),
   )
   limit = local_limit(first, V, vocab_size)
-  # With several pieces the sum is rounded after the last.
-  dtype = jnp.float32 if pieces > 1 else d_kernel_dtype
 
   def body(d_kernel, i):
     hidden, target, rows = (
@@ -335,10 +330,10 @@ def backward(
     )
     return d_kernel, d_hidden.astype(hidden.dtype)
 
-  d_kernel, d_hidden = jnp.zeros((D, V), dtype), None
+  d_kernel, d_hidden = jnp.zeros((D, V), jnp.float32), None
   if pieces == 1:
     d_kernel, d_hidden = body(d_kernel, 0)
   else:
     d_kernel, d_hidden = jax.lax.scan(body, d_kernel, jnp.arange(pieces))
     d_hidden = d_hidden.reshape(padded, D)
-  return d_hidden[:N], d_kernel.astype(d_kernel_dtype)
+  return d_hidden[:N], d_kernel

@@ -1,4 +1,4 @@
-"""The TPU kernel of the forward pass, and the two passes as op.py calls them.
+"""The TPU kernel of the forward pass.
 
 Grid: blocks of tokens, then tiles of columns. The hidden states of a block stay
 in vector memory while the tiles of the head stream past it once; what is known
@@ -16,27 +16,40 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.token_log_prob import (
-  gradient,
-  pallas_tpu_d_hidden,
-  pallas_tpu_d_kernel,
-  tpu_blocks,
-)
-from kernels.token_log_prob.tpu_blocks import LANES
-from kernels.token_log_prob.tpu_tools import (
-  VMEM,
-  dot,
+from kernels.token_log_prob import tpu_blocks
+from kernels.token_log_prob.pallas_common import (
   local_limit,
   local_target,
   pad_tokens,
-  spread,
 )
+from kernels.token_log_prob.tpu_blocks import LANES, VMEM
 from kernels.token_log_prob.xla import NEVER_A_TOKEN
 
 # Rows of a block whose logits are made at a time.
 _ROWS = 512
 # An accumulator of each kind has one number for every token and lane.
 _ACCUMULATORS = 4
+
+
+def spread(row, tokens: int):
+  """(1, n) numbers a token -> (n, lanes): the same number in every lane."""
+  return jnp.broadcast_to(row, (LANES, tokens)).T
+
+
+def dot(a, b, a_axis: int, b_axis: int):
+  """Matrix product over one axis of each, in float32.
+
+  Float32 operands (tests; a TPU's own product rounds them to bfloat16) are not
+  rounded.
+  """
+  exact = jnp.float32 in (a.dtype, b.dtype)
+  return jax.lax.dot_general(
+    a,
+    b,
+    (((a_axis,), (b_axis,)), ((), ())),
+    precision=jax.lax.Precision.HIGHEST if exact else None,
+    preferred_element_type=jnp.float32,
+  )
 
 
 def _accumulate(logits, first_column, limit, target, accumulators):
@@ -218,53 +231,3 @@ def forward(
     kernel_DV,
   )
   return tuple(found[:, :N])
-
-
-def backward(
-  hidden_ND: jax.Array,
-  kernel_DV: jax.Array,
-  target_N: jax.Array,
-  temperature_N: jax.Array,
-  log_z_N: jax.Array,
-  entropy_N: jax.Array,
-  d_log_prob_N: jax.Array,
-  d_entropy_N: jax.Array,
-  *,
-  vocab_size: int | None,
-  first: int | jax.Array = 0,
-  d_kernel_dtype=jnp.float32,
-  vmem: int = VMEM,
-  interpret: bool | pltpu.InterpretParams = False,
-) -> tuple[jax.Array, jax.Array]:
-  """As `xla.backward`; see `forward` for what is asked of the arguments.
-
-  A float32 gradient of the head is accumulated in place in the result, beside
-  d_hidden: three matrix products. In any other dtype that would need a float32
-  copy of it as large as the head; instead a second kernel with the loops the
-  other way round adds each tile up in vector memory and writes it once, for
-  one product more: the logits are made in both.
-
-  Args:
-    d_kernel_dtype: of the gradient of the head.
-
-  Returns:
-    d_hidden in its dtype; d_kernel in `d_kernel_dtype`, rounded once.
-  """
-  V = kernel_DV.shape[1]
-  rows = gradient.coefficients(
-    temperature_N, log_z_N, entropy_N, d_log_prob_N, d_entropy_N
-  )
-  arguments = (
-    hidden_ND,
-    kernel_DV,
-    local_target(target_N, first, V),
-    rows,
-    local_limit(first, V, vocab_size),
-  )
-  options = dict(vmem=vmem, interpret=interpret)
-  if d_kernel_dtype == jnp.float32:
-    return pallas_tpu_d_hidden.both(*arguments, **options)
-  d_kernel = pallas_tpu_d_kernel.d_kernel(
-    *arguments, dtype=d_kernel_dtype, **options
-  )
-  return pallas_tpu_d_hidden.d_hidden(*arguments, **options), d_kernel

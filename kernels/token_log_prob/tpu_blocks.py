@@ -10,12 +10,12 @@ matrix unit of v6e and tpu7x idle.
 import dataclasses
 
 LANES = 128
+# Vector memory of one core where the chip is not known: v5p's and tpu7x's.
+VMEM = 64 * 2**20
 # Most tokens and columns of a block; more gains nothing, and makes the program
 # that the compiler unrolls longer.
 _TOKENS = 2048
 _COLUMNS = (512, 256, 128)
-# The same of the kernel with tiles of columns outside, together.
-_D_KERNEL = ((512, 1024), (512, 512), (256, 512), (256, 256), (128, 128))
 # Of the vector memory, what the compiler's own needs are not met from:
 # spilled registers, transposes, semaphores, other programs' prefetches.
 _RESERVED = 6 * 2**20
@@ -108,31 +108,24 @@ def forward(
   return _choose(tokens, columns, vmem, need)
 
 
-def d_hidden(
+def backward(
   tokens: int,
   width: int,
   columns: int,
   *,
   hidden_bytes: int,
   head_bytes: int,
-  with_kernel: bool,
   vmem: int,
 ) -> Blocks:
-  """Blocks of the kernel with blocks of tokens outside; see `forward`.
-
-  Args:
-    tokens, width, columns, hidden_bytes, head_bytes, vmem: as there.
-    with_kernel: whether it accumulates the head's gradient as well.
-  """
+  """Blocks of the backward kernel; see `forward`."""
 
   def need(n, c):
-    hidden = hidden_bytes + 4  # and the float32 gradient
-    head = 2 * head_bytes
+    # Hidden states as they are, transposed, and their float32 gradient.
+    hidden = 2 * hidden_bytes + 4
+    # Two buffers of the head, and two of its gradient on its way.
+    head = 2 * head_bytes + 2 * 4
     if head_bytes != hidden_bytes or columns % c:
       head += hidden_bytes  # cast, or cleaned in the last tile
-    if with_kernel:
-      hidden += hidden_bytes  # transposed
-      head += 2 * 4  # two buffers of the gradient on its way
     return (
       n * width * hidden
       + width * c * head
@@ -141,42 +134,6 @@ def d_hidden(
     )
 
   return _choose(tokens, columns, vmem, need)
-
-
-def d_kernel(
-  tokens: int,
-  width: int,
-  columns: int,
-  *,
-  hidden_bytes: int,
-  head_bytes: int,
-  out_bytes: int,
-  vmem: int,
-) -> Blocks:
-  """Blocks of the kernel with tiles of columns outside; see `forward`.
-
-  Here the hidden states are read once a tile of columns, so columns count and
-  a block of tokens only has to be worth a step.
-
-  Args:
-    tokens, width, columns, hidden_bytes, head_bytes, vmem: as there.
-    out_bytes: of a number of the gradient.
-  """
-  budget = vmem - _RESERVED
-
-  def need(n, c):
-    head = 2 * head_bytes + hidden_bytes + 4 + 2 * out_bytes
-    return width * c * head + 2 * n * width * hidden_bytes + n * c * 4
-
-  for n, c in _D_KERNEL:
-    if need(n, c) <= budget:
-      return Blocks(
-        min(n, ceil_to(tokens, LANES)), min(c, ceil_to(columns, LANES))
-      )
-  raise ValueError(
-    f'the least blocks need {need(128, 128):,} of {budget:,} bytes of vector '
-    "memory; use kind='xla' for so wide a model"
-  )
 
 
 def part(size: int, most: int) -> int:

@@ -22,13 +22,12 @@ from kernels.token_log_prob.tpu_blocks import LANES, Blocks
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What is static about one call of the kernel with token blocks outside.
+  """What is static about one call of the backward kernel.
 
   Attributes:
     blocks: sizes of a block.
     calls: blocks of tokens that a call works on.
     columns: V of this device.
-    with_kernel: whether d_kernel is wanted as well.
     accumulate: whether it is added to what is there from the start.
     copied: whether the head is copied (cast, or its last tile cleaned).
   """
@@ -36,7 +35,6 @@ class Plan:
   blocks: Blocks
   calls: int
   columns: int
-  with_kernel: bool
   accumulate: bool
   copied: bool
 

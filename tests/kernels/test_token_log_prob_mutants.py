@@ -16,13 +16,11 @@ from jax.sharding import AxisType, Mesh
 
 from kernels.token_log_prob import (
   Split,
-  gradient,
+  pallas_common,
   pallas_gpu,
   pallas_tpu,
-  pallas_tpu_d_hidden,
-  pallas_tpu_d_kernel,
+  pallas_tpu_backward,
   tpu_stream,
-  tpu_tools,
 )
 from tests.kernels import token_log_prob_cases as cases
 from tests.kernels.test_token_log_prob_pallas import RUNS
@@ -119,16 +117,13 @@ def _accumulators_not_scaled(*args):
 
 
 _accumulate = pallas_tpu._accumulate
-_d_logits = gradient.d_logits
-_local_limit = tpu_tools.local_limit
-_dot = tpu_tools.dot
+_d_logits = pallas_common.d_logits
+_local_limit = pallas_common.local_limit
 Stream, Position = tpu_stream.Stream, tpu_stream.Position
 
 TPU = ('tpu_memory', 'float32')
 # A copy that never comes would be waited for for ever.
 HANGS = ('tpu', 'float32')
-# The path with a kernel of d_kernel alone.
-ALONE = ('tpu_memory', 'bfloat16')
 GPU = ('gpu', 'float32')
 
 MUTANTS = {
@@ -149,15 +144,15 @@ MUTANTS = {
   ),
   'the gradient of the next column': (
     TPU,
-    pallas_tpu_d_hidden,
+    pallas_tpu_backward,
     '_make_d_logits',
     lambda plan, head, scratch, first, limit, real=(
-      pallas_tpu_d_hidden._make_d_logits
+      pallas_tpu_backward._make_d_logits
     ): real(plan, head, scratch, first + 1, limit),
   ),
   'the last tile of the head is not cleaned': (
     TPU,
-    pallas_tpu_d_hidden,
+    pallas_tpu_backward,
     '_clean_head',
     lambda plan, head_ref, scratch, tile: head_ref,
   ),
@@ -181,17 +176,9 @@ MUTANTS = {
   ),
   'the target is nowhere': (
     TPU,
-    gradient,
+    pallas_common,
     'd_logits',
     lambda logits, is_target, *rest: _d_logits(logits, False, *rest),
-  ),
-  'd_kernel alone: the next column': (
-    ALONE,
-    pallas_tpu_d_kernel,
-    '_add_part',
-    lambda part, first_row, *rest, real=pallas_tpu_d_kernel._add_part: real(
-      part, first_row + 1, *rest
-    ),
   ),
   'gpu: the next column': (
     GPU,

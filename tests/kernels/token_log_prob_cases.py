@@ -16,8 +16,7 @@ from kernels.token_log_prob import (
   op,
   pallas_gpu,
   pallas_tpu,
-  pallas_tpu_d_hidden,
-  pallas_tpu_d_kernel,
+  pallas_tpu_backward,
   tpu_blocks,
 )
 from tests import quick
@@ -155,14 +154,12 @@ def small_blocks(tokens: int = 128, columns: int = 256, **constants):
   Args:
     tokens: of a TPU's block.
     columns: of a TPU's tile.
-    **constants: others of pallas_tpu_d_hidden.
+    **constants: others of pallas_tpu_backward.
   """
   patches = [
     (tpu_blocks, {'_TOKENS': tokens, '_COLUMNS': (columns,)}),
-    (tpu_blocks, {'_D_KERNEL': ((tokens, columns),)}),
     (pallas_tpu, {'_ROWS': 128}),
-    (pallas_tpu_d_hidden, {'_ROWS': 128, '_WIDTH': 128} | constants),
-    (pallas_tpu_d_kernel, {'_ROWS': 128, '_WIDTH': 128}),
+    (pallas_tpu_backward, {'_ROWS': 128, '_WIDTH': 128} | constants),
     (pallas_gpu, {'_TOKENS': 32, '_COLUMNS': 64, '_SLAB': 256, '_GROUP': 2}),
   ]
   with contextlib.ExitStack() as stack:

@@ -1,12 +1,12 @@
-"""The TPU kernel of the backward pass with blocks of tokens outside.
+"""The TPU kernel of the backward pass.
 
 Grid: two halves of the vocabulary, blocks of tokens, tiles of columns. A block
 of tokens and the float32 gradient in it stay in vector memory while tiles of
 the head stream past; each tile's logits are made again, turned into their
-gradient, and multiplied by the head (into d_hidden) and, in `both`, by the
-hidden states: that share of d_kernel is added to what lies in the device's
-memory, read and written by copies that run beside the arithmetic
-(tpu_stream.py).
+gradient, and multiplied by the head (into d_hidden) and by the hidden states:
+that share of d_kernel is added to what lies in the device's memory, read and
+written by copies that run beside the arithmetic (tpu_stream.py). Three matrix
+products; two kernels, one for each gradient, would need four.
 
 The halves are what the two cores of a megacore chip (v4, v5p) share; they touch
 different columns of d_kernel, and each has its own d_hidden, summed at the end.
@@ -22,10 +22,16 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.token_log_prob import gradient, tpu_blocks
-from kernels.token_log_prob.tpu_blocks import LANES
+from kernels.token_log_prob import pallas_common, tpu_blocks
+from kernels.token_log_prob.pallas_common import (
+  COEFFICIENTS,
+  local_limit,
+  local_target,
+  pad_tokens,
+)
+from kernels.token_log_prob.pallas_tpu import dot, spread
+from kernels.token_log_prob.tpu_blocks import LANES, VMEM
 from kernels.token_log_prob.tpu_stream import Plan, Position, Stream
-from kernels.token_log_prob.tpu_tools import VMEM, dot, pad_tokens, spread
 
 # Rows of a block whose logits are made at a time, and rows of D in the loops of
 # the other products.
@@ -47,15 +53,14 @@ def _load_block(plan, target_ref, rows_ref, hidden_hbm, scratch, block):
   lane = jax.lax.broadcasted_iota(jnp.int32, (n, LANES), 1)
   scratch['target'][...] = spread(target_ref[...], n) - lane
 
-  @pl.loop(0, gradient.COEFFICIENTS)  # One transpose's worth of memory.
+  @pl.loop(0, COEFFICIENTS)  # One transpose's worth of memory.
   def _(i):
     scratch['rows'][i] = spread(rows_ref[pl.ds(i, 1), :], n)
 
   scratch['d_hidden'][...] = jnp.zeros_like(scratch['d_hidden'])
   copy.wait()
-  if plan.with_kernel:
-    # In narrow parts: what is transposed exists three times over.
-    _over_width(scratch, _transpose, LANES)
+  # In narrow parts: what is transposed exists three times over.
+  _over_width(scratch, _transpose, LANES)
 
 
 def _transpose(scratch, part):
@@ -108,12 +113,10 @@ def _make_d_logits(plan, head, scratch, first_column, limit):
   def _(i):
     part = pl.ds(pl.multiple_of(i * rows, rows), rows)
     logits = dot(scratch['hidden'][part, :], head[...], 1, 0)
-    numbers = [
-      scratch['rows'][r, part, :] for r in range(gradient.COEFFICIENTS)
-    ]
+    numbers = [scratch['rows'][r, part, :] for r in range(COEFFICIENTS)]
     target = scratch['target'][part, :] - first_column
     for c in range(0, columns, LANES):
-      d_logits = gradient.d_logits(
+      d_logits = pallas_common.d_logits(
         logits[:, c : c + LANES], target == c, *numbers
       )
       if limit is not None:
@@ -139,11 +142,9 @@ def _add_d_kernel(slot, adds, scratch, part):
 
 def _kernel(plan, meta_ref, target_ref, rows_ref, hidden_hbm, head_ref, *refs):
   """meta: (columns that may be tokens, first block of tokens)."""
-  refs = list(refs)
-  if plan.with_kernel and plan.accumulate:
-    refs.pop(0)  # The same memory as the result.
-  partial_hbm = refs.pop(0)
-  d_kernel_hbm = refs.pop(0) if plan.with_kernel else None
+  if plan.accumulate:
+    refs = refs[1:]  # The same memory as the result.
+  partial_hbm, d_kernel_hbm, *refs = refs
   scratch = dict(zip(_scratch(plan, hidden_hbm), refs, strict=True))
   half, block, j = (pl.program_id(i) for i in range(3))
   first_tile = half * plan.per_half
@@ -164,18 +165,16 @@ def _kernel(plan, meta_ref, target_ref, rows_ref, hidden_hbm, head_ref, *refs):
     make = functools.partial(_make_d_logits, plan, head, scratch, first_column)
     pl.when(whole)(lambda: make(None))
     pl.when(jnp.logical_not(whole))(lambda: make(meta_ref[0]))
-    if plan.with_kernel:
-      stream = Stream(
-        plan, at, d_kernel_hbm, scratch['slots'], scratch['semaphores']
-      )
-      stream.free_other_slot()
+    stream = Stream(
+      plan, at, d_kernel_hbm, scratch['slots'], scratch['semaphores']
+    )
+    stream.free_other_slot()
     _over_width(scratch, functools.partial(_add_d_hidden, head))
-    if plan.with_kernel:
-      stream.store(
-        lambda slot, adds: _over_width(
-          scratch, functools.partial(_add_d_kernel, slot, adds)
-        )
+    stream.store(
+      lambda slot, adds: _over_width(
+        scratch, functools.partial(_add_d_kernel, slot, adds)
       )
+    )
 
   @pl.when(j == plan.per_half - 1)
   def _():
@@ -193,35 +192,30 @@ def _scratch(plan, hidden_ND):
   float32 = jnp.float32
   found = dict(
     hidden=pltpu.VMEM((n, D), dtype),
+    transposed=pltpu.VMEM((D, n), dtype),
     d_hidden=pltpu.VMEM((n, D), float32),
     target=pltpu.VMEM((n, LANES), jnp.int32),
-    rows=pltpu.VMEM((gradient.COEFFICIENTS, n, LANES), float32),
+    rows=pltpu.VMEM((COEFFICIENTS, n, LANES), float32),
     d_logits=pltpu.VMEM((n, c), dtype),
+    slots=pltpu.VMEM((2, D, c), float32),
     semaphore=pltpu.SemaphoreType.DMA,
+    semaphores=pltpu.SemaphoreType.DMA((2, 2)),
   )
   if plan.copied:
     found['head'] = pltpu.VMEM((D, c), dtype)
-  if plan.with_kernel:
-    found['transposed'] = pltpu.VMEM((D, n), dtype)
-    found['slots'] = pltpu.VMEM((2, D, c), float32)
-    found['semaphores'] = pltpu.SemaphoreType.DMA((2, 2))
   return found
 
 
 def _cost(plan, D, hidden_ND, kernel_DV):
   tokens = plan.calls * plan.blocks.tokens
-  products = 3 if plan.with_kernel else 2
-  bytes_accessed = (
-    plan.halves * tokens * D * (hidden_ND.dtype.itemsize + 4)
-    + plan.calls * kernel_DV.nbytes
-  )
-  if plan.with_kernel:
-    passes = 2 * plan.calls - (0 if plan.accumulate else 1)
-    bytes_accessed += passes * D * plan.columns * 4
+  # Of d_kernel, read and written; a first call has nothing to read at first.
+  passes = 2 * plan.calls - (0 if plan.accumulate else 1)
   return pl.CostEstimate(
-    flops=products * 2 * tokens * D * plan.columns,
+    flops=6 * tokens * D * plan.columns,
     transcendentals=tokens * plan.columns,
-    bytes_accessed=bytes_accessed,
+    bytes_accessed=plan.halves * tokens * D * (hidden_ND.dtype.itemsize + 4)
+    + plan.calls * kernel_DV.nbytes
+    + passes * D * plan.columns * 4,
   )
 
 
@@ -232,9 +226,7 @@ def _call(plan, hidden_ND, kernel_DV, vmem, interpret):
   anywhere = pl.BlockSpec(memory_space=pl.ANY)
   in_specs = [
     pl.BlockSpec((1, n), lambda h, i, j, meta: (0, meta[1] + i)),
-    pl.BlockSpec(
-      (gradient.COEFFICIENTS, n), lambda h, i, j, meta: (0, meta[1] + i)
-    ),
+    pl.BlockSpec((COEFFICIENTS, n), lambda h, i, j, meta: (0, meta[1] + i)),
     anywhere,
     pl.BlockSpec(
       (D, c),
@@ -244,16 +236,15 @@ def _call(plan, hidden_ND, kernel_DV, vmem, interpret):
       ),
     ),
   ]
+  width = tpu_blocks.ceil_to(plan.columns, LANES)
   out_shape = [
-    jax.ShapeDtypeStruct((plan.halves, plan.calls * n, D), jnp.float32)
+    jax.ShapeDtypeStruct((plan.halves, plan.calls * n, D), jnp.float32),
+    jax.ShapeDtypeStruct((D, width), jnp.float32),
   ]
   aliases = {}
-  if plan.with_kernel:
-    width = tpu_blocks.ceil_to(plan.columns, LANES)
-    out_shape.append(jax.ShapeDtypeStruct((D, width), jnp.float32))
-    if plan.accumulate:
-      in_specs.append(anywhere)
-      aliases = {5: 1}  # The prefetched scalars count.
+  if plan.accumulate:
+    in_specs.append(anywhere)
+    aliases = {5: 1}  # The prefetched scalars count.
   return pl.pallas_call(
     functools.partial(_kernel, plan),
     out_shape=out_shape,
@@ -271,107 +262,88 @@ def _call(plan, hidden_ND, kernel_DV, vmem, interpret):
     ),
     cost_estimate=_cost(plan, D, hidden_ND, kernel_DV),
     interpret=interpret,
-    name='token_log_prob_backward'
-    if plan.with_kernel
-    else 'token_log_prob_d_hidden',
+    name='token_log_prob_backward',
   )
 
 
-def _run(hidden_ND, kernel_DV, target_N, rows_5N, limit, options):
-  """(d_hidden, d_kernel or None), a few blocks of tokens at a time."""
-  (N, D), V = hidden_ND.shape, kernel_DV.shape[1]
-  with_kernel, vmem, interpret = options
-  blocks = tpu_blocks.d_hidden(
-    N,
-    D,
-    V,
-    hidden_bytes=hidden_ND.dtype.itemsize,
-    head_bytes=kernel_DV.dtype.itemsize,
-    with_kernel=with_kernel,
-    vmem=vmem,
-  )
-  n = blocks.tokens
-  total = -(-N // n)
-  most = max(1, _PARTIAL // (2 * 4 * n * D))
-  calls = max(x for x in range(1, min(most, total) + 1) if total % x == 0)
-  plan = Plan(
-    blocks,
-    calls,
-    V,
-    with_kernel,
-    accumulate=False,
-    copied=kernel_DV.dtype != hidden_ND.dtype or V % blocks.columns > 0,
-  )
-  hidden_ND = pad_tokens(hidden_ND, total * n)
-  target = pad_tokens(target_N, total * n, -1)[None]
-  rows = pad_tokens(rows_5N, total * n, axis=1)
+def backward(
+  hidden_ND: jax.Array,
+  kernel_DV: jax.Array,
+  target_N: jax.Array,
+  temperature_N: jax.Array,
+  log_z_N: jax.Array,
+  entropy_N: jax.Array,
+  d_log_prob_N: jax.Array,
+  d_entropy_N: jax.Array,
+  *,
+  vocab_size: int | None,
+  first: int | jax.Array = 0,
+  vmem: int = VMEM,
+  interpret: bool | pltpu.InterpretParams = False,
+) -> tuple[jax.Array, jax.Array]:
+  """As `xla.backward`; `pallas_tpu.forward` says what it takes.
 
-  def call(plan, first, *d_kernel):
-    partial, *d_kernel = _call(plan, hidden_ND, kernel_DV, vmem, interpret)(
-      jnp.append(limit, first).astype(jnp.int32),
+  Returns:
+    d_hidden in its dtype; d_kernel float32.
+  """
+  N, V = hidden_ND.shape[0], kernel_DV.shape[1]
+  plan = _plan(hidden_ND, kernel_DV, vmem)
+  n, calls = plan.blocks.tokens, plan.calls
+  total = tpu_blocks.ceil_to(N, calls * n)
+  hidden_ND = pad_tokens(hidden_ND, total)
+  target = pad_tokens(local_target(target_N, first, V), total, -1)[None]
+  rows = pallas_common.coefficients(
+    temperature_N, log_z_N, entropy_N, d_log_prob_N, d_entropy_N
+  )
+  rows = pad_tokens(rows, total, axis=1)
+  limit = local_limit(first, V, vocab_size)
+
+  def call(plan, block, *d_kernel):
+    partial, d_kernel = _call(plan, hidden_ND, kernel_DV, vmem, interpret)(
+      jnp.append(limit, block).astype(jnp.int32),
       target,
       rows,
       hidden_ND,
       kernel_DV,
       *d_kernel,
     )
-    return tuple(d_kernel), partial.sum(0).astype(hidden_ND.dtype)
+    return partial.sum(0).astype(hidden_ND.dtype), d_kernel
 
   # The first call writes every tile of d_kernel: nothing has to be zeroed.
-  d_kernel, d_hidden = call(plan, 0)
-  if total > calls:
+  d_hidden, d_kernel = call(plan, 0)
+  if total > calls * n:
     plan = dataclasses.replace(plan, accumulate=True)
-    d_hidden = pad_tokens(d_hidden, total * n)
 
     def more(i, carry):
-      d_kernel, d_hidden = carry
-      d_kernel, new = call(plan, i * calls, *d_kernel)
-      return d_kernel, jax.lax.dynamic_update_slice_in_dim(
+      d_hidden, d_kernel = carry
+      new, d_kernel = call(plan, i * calls, d_kernel)
+      return jax.lax.dynamic_update_slice_in_dim(
         d_hidden, new, i * calls * n, axis=0
-      )
+      ), d_kernel
 
-    d_kernel, d_hidden = jax.lax.fori_loop(
-      1, total // calls, more, (d_kernel, d_hidden)
+    d_hidden, d_kernel = jax.lax.fori_loop(
+      1, total // (calls * n), more, (pad_tokens(d_hidden, total), d_kernel)
     )
-  d_kernel = d_kernel[0][:, :V] if with_kernel else None
-  return d_hidden[:N], d_kernel
+  return d_hidden[:N], d_kernel[:, :V]
 
 
-def d_hidden(
-  hidden_ND: jax.Array,
-  kernel_DV: jax.Array,
-  target_N: jax.Array,
-  rows_5N: jax.Array,
-  limit: jax.Array,
-  *,
-  vmem: int = VMEM,
-  interpret: bool | pltpu.InterpretParams = False,
-) -> jax.Array:
-  """The gradient in the hidden states, in their dtype.
-
-  Args:
-    hidden_ND: N > 0 hidden states, D a multiple of 128.
-    kernel_DV: the head, of any float dtype.
-    target_N: int32, columns of `kernel_DV`; -1 = none of them.
-    rows_5N: `gradient.coefficients`.
-    limit: int32 (1,): columns from here on are no tokens.
-    vmem: bytes of vector memory of one core.
-    interpret: run on a CPU, slowly.
-  """
-  options = False, vmem, interpret
-  return _run(hidden_ND, kernel_DV, target_N, rows_5N, limit, options)[0]
-
-
-def both(
-  hidden_ND: jax.Array,
-  kernel_DV: jax.Array,
-  target_N: jax.Array,
-  rows_5N: jax.Array,
-  limit: jax.Array,
-  *,
-  vmem: int = VMEM,
-  interpret: bool | pltpu.InterpretParams = False,
-) -> tuple[jax.Array, jax.Array]:
-  """As `d_hidden`, and the gradient in the head, float32."""
-  options = True, vmem, interpret
-  return _run(hidden_ND, kernel_DV, target_N, rows_5N, limit, options)
+def _plan(hidden_ND, kernel_DV, vmem) -> Plan:
+  """Of the first call: as many blocks as divide all and keep _PARTIAL."""
+  (N, D), V = hidden_ND.shape, kernel_DV.shape[1]
+  blocks = tpu_blocks.backward(
+    N,
+    D,
+    V,
+    hidden_bytes=hidden_ND.dtype.itemsize,
+    head_bytes=kernel_DV.dtype.itemsize,
+    vmem=vmem,
+  )
+  total = -(-N // blocks.tokens)
+  most = max(1, _PARTIAL // (2 * 4 * blocks.tokens * D))
+  return Plan(
+    blocks,
+    calls=max(x for x in range(1, min(most, total) + 1) if total % x == 0),
+    columns=V,
+    accumulate=False,
+    copied=kernel_DV.dtype != hidden_ND.dtype or V % blocks.columns > 0,
+  )
