@@ -251,14 +251,17 @@ _PASSES = {
 
 
 def _head(kernel_DV, dtype, static: _Static):
-  """The head as it enters the local computation.
+  """A device's columns of the head, with all rows, as a kind takes them.
 
-  It travels in the dtype of the hidden states. A kernel casts tile by tile
+  Rows travel in the dtype of the hidden states. A kernel casts tile by tile
   what does not travel, so that no copy of it exists.
   """
-  travels = static.split is not None and static.split.embed
-  if static.kind == 'xla' or travels:
-    return kernel_DV.astype(dtype)
+  embed = static.split.embed if static.split else ()
+  if static.kind == 'xla' or embed:
+    kernel_DV = kernel_DV.astype(dtype)
+  if embed:
+    # Not left to the partitioner, which gathers float32 on a GPU.
+    kernel_DV = jax.lax.all_gather(kernel_DV, embed, axis=0, tiled=True)
   return kernel_DV
 
 
@@ -281,14 +284,10 @@ def _flat(x_BT):
 
 
 def _specs(split: Split):
-  """(of (B, T) arrays, of hidden states, of the gathered head)."""
-  batch, length, vocabulary = (
-    axes or None for axes in (split.batch, split.length, split.vocabulary)
-  )
+  """(of (B, T) arrays, which is that of hidden states too; of the head)."""
   return (
-    PartitionSpec(batch, length),
-    PartitionSpec(batch, length, None),
-    PartitionSpec(None, vocabulary),
+    PartitionSpec(split.batch or None, split.length or None),
+    PartitionSpec(split.embed or None, split.vocabulary or None),
   )
 
 
@@ -304,7 +303,7 @@ def _fwd(hidden_BTD, kernel_DV, target_BT, temperature_BT, static):
   def local(hidden, kernel, target, temperature):
     found = _PASSES[static.kind][0](
       _flat(hidden),
-      kernel,
+      _head(kernel, hidden.dtype, static),
       _flat(target),
       _flat(temperature),
       **_options(static, kernel),
@@ -313,19 +312,16 @@ def _fwd(hidden_BTD, kernel_DV, target_BT, temperature_BT, static):
     return tuple(x.reshape(target.shape) for x in out)
 
   if split is not None:
-    token, hidden_spec, head = _specs(split)
+    token, head = _specs(split)
     local = jax.shard_map(
       local,
       mesh=split.mesh,
-      in_specs=(hidden_spec, head, token, token),
+      in_specs=(token, head, token, token),
       out_specs=(token,) * 3,
       check_vma=False,
     )
   log_prob, entropy, log_z = local(
-    hidden_BTD,
-    _head(kernel_DV, hidden_BTD.dtype, static),
-    target_BT,
-    temperature_BT,
+    hidden_BTD, kernel_DV, target_BT, temperature_BT
   )
   residuals = hidden_BTD, kernel_DV, target_BT, temperature_BT, log_z, entropy
   return (log_prob, entropy), residuals
@@ -338,7 +334,7 @@ def _bwd(static, residuals, cotangents):
   def local(hidden, kernel, target, *rest):
     d_hidden, d_kernel = _PASSES[static.kind][1](
       _flat(hidden),
-      kernel,
+      _head(kernel, hidden.dtype, static),
       _flat(target),
       *map(_flat, rest),
       **_options(static, kernel),
@@ -356,21 +352,19 @@ def _bwd(static, residuals, cotangents):
     return d_hidden.reshape(hidden.shape), d_kernel
 
   if split is not None:
-    token, hidden_spec, head = _specs(split)
+    token, head = _specs(split)
     scattered = tuple(axis for axis in static.tokens if axis in split.embed)
     local = jax.shard_map(
       local,
       mesh=split.mesh,
-      in_specs=(hidden_spec, head) + (token,) * 6,
+      in_specs=(token, head) + (token,) * 6,
       out_specs=(
-        hidden_spec,
+        token,
         PartitionSpec(scattered or None, split.vocabulary or None),
       ),
       check_vma=False,
     )
-  d_hidden, d_kernel = local(
-    hidden_BTD, _head(kernel_DV, hidden_BTD.dtype, static), *rest, *cotangents
-  )
+  d_hidden, d_kernel = local(hidden_BTD, kernel_DV, *rest, *cotangents)
   return d_hidden, d_kernel.astype(kernel_DV.dtype), None, None
 
 

@@ -1,4 +1,4 @@
-"""Kernels of the token log-prob over a mesh, and kernels that are broken.
+"""Kernels of the token log-prob that are broken.
 
 A comparison that a broken kernel passes is no comparison: each mutant below is
 one small mistake, and each must be noticed.
@@ -10,61 +10,24 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
 
 from kernels.token_log_prob import (
-  Split,
+  op,
   pallas_common,
   pallas_gpu,
   pallas_tpu,
   pallas_tpu_backward,
   tpu_stream,
 )
+from tests.kernels import test_token_log_prob_split as over_devices
 from tests.kernels import token_log_prob_cases as cases
 from tests.kernels.test_token_log_prob_pallas import RUNS
 from tests.kernels.token_log_prob_cases import Case
 
-
-def _mesh():
-  return Mesh(
-    np.array(jax.devices()[:8]).reshape(2, 2, 2),
-    ('fsdp', 'sequence', 'tensor'),
-    axis_types=(AxisType.Auto,) * 3,
-  )
-
-
-SPLITS = {
-  'all': dict(
-    batch=('fsdp',),
-    length=('sequence',),
-    embed=('fsdp',),
-    vocabulary=('tensor',),
-  ),
-  'columns': dict(vocabulary=('sequence', 'tensor'), embed=('fsdp',)),
-}
-
-
-@pytest.mark.parametrize('run', ['tpu', 'gpu'])
-@pytest.mark.parametrize('name', SPLITS)
-def test_split_over_devices(name, run):
-  """Ragged last tiles, with the next device's targets in their padding."""
-  case = Case(((2, 80), 128, 4 * 130), 4 * 130 - 7, 'bfloat16', 'float32')
-  inputs = cases.make(case)
-  with cases.small_blocks():
-    got = cases.run(
-      inputs,
-      vocab_size=case.vocab_size,
-      split=Split(_mesh(), **SPLITS[name]),
-      **RUNS[run],
-    )
-  cases.check(got, cases.want(inputs, case.vocab_size), 'bfloat16')
-
-
-# Three blocks of tokens, five tiles in two halves, the last one ragged; padding
+# Two blocks of tokens, five tiles in two halves, the last one ragged; padding
 # of the vocabulary.
-CASE = Case(((2, 150), 128, 600), 590)
+CASE = Case(((1, 200), 128, 600), 590)
 
 
 @functools.cache
@@ -119,12 +82,16 @@ def _accumulators_not_scaled(*args):
 _accumulate = pallas_tpu._accumulate
 _d_logits = pallas_common.d_logits
 _local_limit = pallas_common.local_limit
+_combine = op._combine
 Stream, Position = tpu_stream.Stream, tpu_stream.Position
 
-TPU = ('tpu_memory', 'float32')
+TPU = functools.partial(_attempt, 'tpu_memory')
 # A copy that never comes would be waited for for ever.
-HANGS = ('tpu', 'float32')
-GPU = ('gpu', 'float32')
+HANGS = functools.partial(_attempt, 'tpu')
+GPU = functools.partial(_attempt, 'gpu')
+SPLIT = functools.partial(
+  over_devices.check_kernels, 'columns', 'float32', 'tpu'
+)
 
 MUTANTS = {
   'a write is not waited for': (TPU, Stream, 'wait', _no_wait(True)),
@@ -180,6 +147,30 @@ MUTANTS = {
     'd_logits',
     lambda logits, is_target, *rest: _d_logits(logits, False, *rest),
   ),
+  'the next device\'s target is in the padding': (
+    SPLIT,
+    pallas_tpu,
+    'local_target',
+    lambda target, first, columns: target - first,
+  ),
+  'columns count from 0 on every device': (
+    SPLIT,
+    pallas_tpu_backward,
+    'local_target',
+    lambda target, first, columns: target,
+  ),
+  'devices are added up unscaled': (
+    SPLIT,
+    op,
+    '_combine',
+    lambda top, *rest: _combine(jax.lax.pmax(top, rest[-1]), *rest),
+  ),
+  'gpu: padding of the vocabulary is not masked': (
+    GPU,
+    pallas_gpu,
+    'local_limit',
+    lambda first, columns, vocab_size: _local_limit(first, columns, None),
+  ),
   'gpu: the next column': (
     GPU,
     pallas_gpu,
@@ -199,7 +190,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize('name', MUTANTS)
 def test_mutants_are_noticed(name):
-  how, owner, attribute, broken = MUTANTS[name]
+  attempt, owner, attribute, broken = MUTANTS[name]
   with mock.patch.object(owner, attribute, broken):
     with pytest.raises(AssertionError, match='ot equal'):
-      _attempt(*how)
+      attempt()

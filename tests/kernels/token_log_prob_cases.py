@@ -68,7 +68,7 @@ def make(case: Case, seed: int = 0) -> Inputs:
 
 
 def _float64(x):
-  return np.asarray(jnp.asarray(x, jnp.float32), np.float64)
+  return np.asarray(x).astype(np.float64)
 
 
 def want(inputs: Inputs, vocab_size: int | None = None):
@@ -76,7 +76,8 @@ def want(inputs: Inputs, vocab_size: int | None = None):
   hidden = _float64(inputs.hidden_BTD)
   B, T, D = hidden.shape
   # The head is cast to the dtype of the hidden states.
-  kernel = _float64(inputs.kernel_DV.astype(inputs.hidden_BTD.dtype))
+  kernel = np.asarray(inputs.kernel_DV).astype(inputs.hidden_BTD.dtype)
+  kernel = _float64(kernel)
   V = vocab_size or kernel.shape[1]
   log_prob, entropy = np.zeros((2, B, T))
   d_hidden, d_kernel = np.zeros_like(hidden), np.zeros_like(kernel)
