@@ -115,16 +115,24 @@ def test_two_cores_share_the_work_without_a_race():
   assert not interpret_pallas_call.races.races_found
 
 
-@settings(max_examples=3, deadline=None, derandomize=True)
-@given(st.integers(1, 3), st.integers(0, 90), st.integers(2, 400), st.data())
-def test_any_number_of_tokens_and_columns(batch, length, columns, data):
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+  st.integers(1, 3),
+  st.integers(0, 90),
+  st.integers(2, 400),
+  st.sampled_from(['float32', 'bfloat16']),
+  st.sampled_from(['tpu', 'gpu']),
+  st.data(),
+)
+def test_any_number_of_tokens_and_columns(
+  batch, length, columns, hidden, run, data
+):
   vocab_size = data.draw(st.integers(1, columns))
-  run = data.draw(st.sampled_from(['tpu', 'gpu']))
-  case = Case(((batch, length), 128, columns), vocab_size)
+  case = Case(((batch, length), 128, columns), vocab_size, hidden)
   inputs = cases.make(case)
   with cases.small_blocks():
     got = cases.run(inputs, vocab_size=vocab_size, **RUNS[run])
-  cases.check(got, cases.want(inputs, vocab_size))
+  cases.check(got, cases.want(inputs, vocab_size), hidden)
 
 
 @pytest.mark.parametrize('kind', op.KINDS)
