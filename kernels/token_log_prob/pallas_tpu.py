@@ -25,8 +25,8 @@ from kernels.token_log_prob.pallas_common import (
 from kernels.token_log_prob.tpu_blocks import LANES, VMEM
 from kernels.token_log_prob.xla import NEVER_A_TOKEN
 
-# Rows of a block whose logits are made at a time.
-_ROWS = 512
+# Numbers of D that a loop over them takes at a time.
+_WIDTH = 512
 # An accumulator of each kind has one number for every token and lane.
 _ACCUMULATORS = 4
 
@@ -50,6 +50,15 @@ def dot(a, b, a_axis: int, b_axis: int):
     precision=jax.lax.Precision.HIGHEST if exact else None,
     preferred_element_type=jnp.float32,
   )
+
+
+def over_parts(size: int, function, most: int | None = None):
+  """Runs function(slice) over the parts of an axis, at most _WIDTH long."""
+  part = tpu_blocks.part(size, most or _WIDTH)
+
+  @pl.loop(0, size // part)
+  def _(i):
+    function(pl.ds(pl.multiple_of(i * part, part), part))
 
 
 def _accumulate(logits, first_column, limit, target, accumulators):
@@ -107,7 +116,6 @@ def _forward_kernel(
 ):
   tokens, columns = hidden_ref.shape[0], head_ref.shape[1]
   tile = pl.program_id(1)
-  rows = tpu_blocks.part(tokens, _ROWS)
 
   @pl.when(tile == 0)
   def _():
@@ -120,12 +128,14 @@ def _forward_kernel(
   head = head_ref
   if cast_ref:
     (head,) = cast_ref
-    head[...] = head_ref[...].astype(head.dtype)
+
+    def cast(part):
+      head[part, :] = head_ref[part, :].astype(head.dtype)
+
+    over_parts(head.shape[0], cast)
 
   def add(limit):
-    @pl.loop(0, tokens // rows)
-    def _(i):
-      part = pl.ds(pl.multiple_of(i * rows, rows), rows)
+    def add_part(part):
       logits = dot(hidden_ref[part, :], head[...], 1, 0)
       scale = scale_nL[part, :]
       found = _accumulate(
@@ -137,6 +147,8 @@ def _forward_kernel(
       )
       for a in range(_ACCUMULATORS):
         found_AnL[a, part, :] = found[a]
+
+    over_parts(tokens, add_part, tpu_blocks.rows(hidden_ref))
 
   whole = (tile + 1) * columns <= limit_ref[0]
   pl.when(whole)(lambda: add(None))

@@ -29,14 +29,10 @@ from kernels.token_log_prob.pallas_common import (
   local_target,
   pad_tokens,
 )
-from kernels.token_log_prob.pallas_tpu import dot, spread
+from kernels.token_log_prob.pallas_tpu import dot, over_parts, spread
 from kernels.token_log_prob.tpu_blocks import LANES, VMEM
 from kernels.token_log_prob.tpu_stream import Plan, Position, Stream
 
-# Rows of a block whose logits are made at a time, and rows of D in the loops of
-# the other products.
-_ROWS = 512
-_WIDTH = 512
 # Bytes of float32 d_hidden, of both halves, that one call may leave behind.
 _PARTIAL = 64 * 2**20
 
@@ -59,22 +55,12 @@ def _load_block(plan, target_ref, rows_ref, hidden_hbm, scratch, block):
 
   scratch['d_hidden'][...] = jnp.zeros_like(scratch['d_hidden'])
   copy.wait()
+
   # In narrow parts: what is transposed exists three times over.
-  _over_width(scratch, _transpose, LANES)
+  def transpose(part):
+    scratch['transposed'][part, :] = scratch['hidden'][:, part].T
 
-
-def _transpose(scratch, part):
-  scratch['transposed'][part, :] = scratch['hidden'][:, part].T
-
-
-def _over_width(scratch, function, most=_WIDTH):
-  """Runs function(scratch, slice) over the parts of D."""
-  D = scratch['hidden'].shape[1]
-  width = tpu_blocks.part(D, most)
-
-  @pl.loop(0, D // width)
-  def _(i):
-    function(scratch, pl.ds(pl.multiple_of(i * width, width), width))
+  over_parts(scratch['hidden'].shape[1], transpose, LANES)
 
 
 def _clean_head(plan, head_ref, scratch, tile):
@@ -89,33 +75,29 @@ def _clean_head(plan, head_ref, scratch, tile):
   columns = plan.blocks.columns
   left = plan.columns - tile * columns
 
-  @pl.when(left >= columns)
-  def _():
-    copy[...] = head_ref[...].astype(copy.dtype)
+  def cast(part):
+    copy[part, :] = head_ref[part, :].astype(copy.dtype)
 
+  def clean(part):
+    found = head_ref[part, :]
+    column = jax.lax.broadcasted_iota(jnp.int32, found.shape, 1)
+    copy[part, :] = jnp.where(column < left, found, 0).astype(copy.dtype)
+
+  whole = left >= columns
+  pl.when(whole)(lambda: over_parts(copy.shape[0], cast))
   if plan.columns % columns:
-
-    @pl.when(left < columns)
-    def _():
-      column = jax.lax.broadcasted_iota(jnp.int32, copy.shape, 1)
-      clean = jnp.where(column < left, head_ref[...], 0)
-      copy[...] = clean.astype(copy.dtype)
-
+    pl.when(jnp.logical_not(whole))(lambda: over_parts(copy.shape[0], clean))
   return copy
 
 
 def _make_d_logits(plan, head, scratch, first_column, limit):
   """The gradient of the loss in the tile's products, cast for the next two."""
-  n, columns = plan.blocks.tokens, plan.blocks.columns
-  rows = tpu_blocks.part(n, _ROWS)
 
-  @pl.loop(0, n // rows)
-  def _(i):
-    part = pl.ds(pl.multiple_of(i * rows, rows), rows)
+  def make(part):
     logits = dot(scratch['hidden'][part, :], head[...], 1, 0)
     numbers = [scratch['rows'][r, part, :] for r in range(COEFFICIENTS)]
     target = scratch['target'][part, :] - first_column
-    for c in range(0, columns, LANES):
+    for c in range(0, plan.blocks.columns, LANES):
       d_logits = pallas_common.d_logits(
         logits[:, c : c + LANES], target == c, *numbers
       )
@@ -125,6 +107,8 @@ def _make_d_logits(plan, head, scratch, first_column, limit):
       scratch['d_logits'][part, c : c + LANES] = d_logits.astype(
         scratch['d_logits'].dtype
       )
+
+  over_parts(plan.blocks.tokens, make, tpu_blocks.rows(scratch['hidden']))
 
 
 def _add_d_hidden(head, scratch, part):
@@ -169,10 +153,11 @@ def _kernel(plan, meta_ref, target_ref, rows_ref, hidden_hbm, head_ref, *refs):
       plan, at, d_kernel_hbm, scratch['slots'], scratch['semaphores']
     )
     stream.free_other_slot()
-    _over_width(scratch, functools.partial(_add_d_hidden, head))
+    D = hidden_hbm.shape[1]
+    over_parts(D, functools.partial(_add_d_hidden, head, scratch))
     stream.store(
-      lambda slot, adds: _over_width(
-        scratch, functools.partial(_add_d_kernel, slot, adds)
+      lambda slot, adds: over_parts(
+        D, functools.partial(_add_d_kernel, slot, adds, scratch)
       )
     )
 

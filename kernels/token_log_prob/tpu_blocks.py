@@ -16,9 +16,12 @@ VMEM = 64 * 2**20
 # that the compiler unrolls longer.
 _TOKENS = 2048
 _COLUMNS = (512, 256, 128)
-# Of the vector memory, what the compiler's own needs are not met from:
-# spilled registers, transposes, semaphores, other programs' prefetches.
-_RESERVED = 6 * 2**20
+# Most rows and bytes of hidden states that a product takes at a time.
+_ROWS = 512
+_ROW_BYTES = 5 * 2**20
+# Part of the vector memory that is left to the compiler: spilled registers,
+# transposes, semaphores. Float32 spills more, as halves of its numbers.
+_RESERVED = {2: 1 / 16, 4: 1 / 4}
 _PER_TOKEN = 4 * LANES  # bytes of one float32 number a token, spread over lanes
 
 
@@ -40,6 +43,11 @@ def limit(vmem: int) -> int:
   return vmem - 2**20
 
 
+def _budget(vmem: int, hidden_bytes: int) -> int:
+  """Bytes of it that a kernel's own arrays may take."""
+  return int(vmem * (1 - _RESERVED[hidden_bytes]))
+
+
 def _even(tokens: int, most: int) -> int:
   """Tokens of a block, at most `most`, that divide N without padding it.
 
@@ -54,12 +62,11 @@ def _even(tokens: int, most: int) -> int:
   return whole * step
 
 
-def _choose(tokens, columns, vmem, need) -> Blocks:
+def _choose(tokens, columns, budget, need) -> Blocks:
   """The largest blocks whose `need(n, c)` bytes fit.
 
   Tokens before columns, but no fewer than 256 columns for the last tokens.
   """
-  budget = vmem - _RESERVED
   best = None
   for c in _COLUMNS:
     fits = (n for n in range(_TOKENS, 0, -2 * LANES) if need(n, c) <= budget)
@@ -105,7 +112,7 @@ def forward(
       head += hidden_bytes
     return n * width * hidden_bytes + width * c * head + n * 6 * _PER_TOKEN
 
-  return _choose(tokens, columns, vmem, need)
+  return _choose(tokens, columns, _budget(vmem, hidden_bytes), need)
 
 
 def backward(
@@ -133,7 +140,18 @@ def backward(
       + n * 6 * _PER_TOKEN
     )
 
-  return _choose(tokens, columns, vmem, need)
+  return _choose(tokens, columns, _budget(vmem, hidden_bytes), need)
+
+
+def rows(hidden_nD) -> int:
+  """Rows of a block whose logits are made at a time.
+
+  A wider part of the hidden states than this spills out of the registers into
+  vector memory; float32 takes six products of halves of the numbers.
+  """
+  D, size = hidden_nD.shape[1], hidden_nD.dtype.itemsize
+  most = _ROW_BYTES // (D * size * (6 if size > 2 else 1))
+  return min(_ROWS, max(LANES, most // LANES * LANES))
 
 
 def part(size: int, most: int) -> int:

@@ -115,7 +115,7 @@ def test_two_cores_share_the_work_without_a_race():
   assert not interpret_pallas_call.races.races_found
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(
   st.integers(1, 3),
   st.integers(0, 90),

@@ -159,8 +159,9 @@ def small_blocks(tokens: int = 128, columns: int = 256, **constants):
   """
   patches = [
     (tpu_blocks, {'_TOKENS': tokens, '_COLUMNS': (columns,)}),
-    (pallas_tpu, {'_ROWS': 128}),
-    (pallas_tpu_backward, {'_ROWS': 128, '_WIDTH': 128} | constants),
+    (tpu_blocks, {'_ROWS': 128}),
+    (pallas_tpu, {'_WIDTH': 128}),
+    (pallas_tpu_backward, constants),
     (pallas_gpu, {'_TOKENS': 32, '_COLUMNS': 64, '_SLAB': 256, '_GROUP': 2}),
   ]
   with contextlib.ExitStack() as stack:
