@@ -18,7 +18,7 @@ _TOKENS = 2048
 _COLUMNS = (512, 256, 128)
 # Most rows and bytes of hidden states that a product takes at a time.
 _ROWS = 512
-_ROW_BYTES = 5 * 2**20
+_ROW_BYTES = 4 * 2**20
 # Part of the vector memory that is left to the compiler: spilled registers,
 # transposes, semaphores. Float32 spills more, as halves of its numbers.
 _RESERVED = {2: 1 / 16, 4: 1 / 4}
@@ -110,7 +110,8 @@ def forward(
     head = 2 * head_bytes  # two buffers, and a copy where it is cast
     if head_bytes != hidden_bytes:
       head += hidden_bytes
-    return n * width * hidden_bytes + width * c * head + n * 6 * _PER_TOKEN
+    hidden = n * width * hidden_bytes + _ROW_BYTES  # Spilled.
+    return hidden + width * c * head + n * 6 * _PER_TOKEN
 
   return _choose(tokens, columns, _budget(vmem, hidden_bytes), need)
 

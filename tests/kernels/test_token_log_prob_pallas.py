@@ -182,11 +182,19 @@ def test_auto_picks_by_platform_and_shape():
   common = dict(tokens=32_768, width=1536, dtype=jnp.bfloat16)
   choose = op.choose
   assert choose('auto', platform='tpu', **common) == 'pallas_tpu'
-  for platform in ('gpu', 'cuda', 'rocm'):
+  for platform in ('gpu', 'cuda'):
     assert choose('auto', platform=platform, **common) == 'pallas_gpu'
-  assert choose('auto', platform='cpu', **common) == 'xla'
-  for other in (dict(tokens=64), dict(width=100), dict(dtype=jnp.float32)):
-    assert choose('auto', platform='tpu', **(common | other)) == 'xla'
+  for platform in ('cpu', 'rocm'):
+    assert choose('auto', platform=platform, **common) == 'xla'
+  for other in (
+    dict(tokens=511),
+    dict(width=100),
+    dict(width=16384),
+    dict(dtype=jnp.float32),
+    dict(dtype=jnp.float16),
+  ):
+    for platform in ('tpu', 'gpu'):
+      assert choose('auto', platform=platform, **(common | other)) == 'xla'
   assert choose('pallas_gpu', platform='cpu', **common) == 'pallas_gpu'
 
 
