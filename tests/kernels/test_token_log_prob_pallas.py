@@ -163,6 +163,19 @@ def test_blocks_keep_a_tpu_busy(width, head_bytes, vmem):
   assert 3 * 2 * blocks.tokens / (head_bytes + 8) >= 240
 
 
+@pytest.mark.parametrize('head_bytes', [2, 4])
+def test_the_widest_model_has_blocks_worth_reading_the_head_for(head_bytes):
+  blocks = tpu_blocks.backward(
+    32_768,
+    op._WIDEST,
+    128_256,
+    hidden_bytes=2,
+    head_bytes=head_bytes,
+    vmem=64 * 2**20,
+  )
+  assert blocks.tokens >= 256
+
+
 def test_blocks_of_few_tokens_and_columns():
   common = dict(hidden_bytes=2, head_bytes=2, vmem=64 * 2**20)
   assert tpu_blocks.forward(13, 128, 11, **common) == tpu_blocks.Blocks(
