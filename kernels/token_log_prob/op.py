@@ -23,7 +23,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from kernels import split as split_lib
 from kernels.token_log_prob import (
@@ -255,17 +255,21 @@ _PASSES = {
 
 
 def _head(kernel_DV, dtype, static: _Static):
-  """A device's columns of the head, with all rows, as a kind takes them.
+  """The head as it enters the local computation.
 
-  Rows travel in the dtype of the hidden states. A kernel casts tile by tile
+  It travels in the dtype of the hidden states. A kernel casts tile by tile
   what does not travel, so that no copy of it exists.
   """
-  embed = static.split.embed if static.split else ()
-  if static.kind == 'xla' or embed:
+  split = static.split
+  travels = split is not None and split.embed
+  if static.kind == 'xla' or travels:
     kernel_DV = kernel_DV.astype(dtype)
-  if embed:
-    # Not left to the partitioner, which gathers float32 on a GPU.
-    kernel_DV = jax.lax.all_gather(kernel_DV, embed, axis=0, tiled=True)
+  if travels:
+    # Else the partitioner of a GPU sends float32 and casts what arrives.
+    stored = PartitionSpec(split.embed, split.vocabulary or None)
+    kernel_DV = jax.lax.with_sharding_constraint(
+      kernel_DV, NamedSharding(split.mesh, stored)
+    )
   return kernel_DV
 
 
@@ -291,7 +295,7 @@ def _specs(split: Split):
   """(of (B, T) arrays, which is that of hidden states too; of the head)."""
   return (
     PartitionSpec(split.batch or None, split.length or None),
-    PartitionSpec(split.embed or None, split.vocabulary or None),
+    PartitionSpec(None, split.vocabulary or None),
   )
 
 
@@ -307,7 +311,7 @@ def _fwd(hidden_BTD, kernel_DV, target_BT, temperature_BT, static):
   def local(hidden, kernel, target, temperature):
     found = _PASSES[static.kind][0](
       _flat(hidden),
-      _head(kernel, hidden.dtype, static),
+      kernel,
       _flat(target),
       _flat(temperature),
       **_options(static, kernel),
@@ -325,7 +329,10 @@ def _fwd(hidden_BTD, kernel_DV, target_BT, temperature_BT, static):
       check_vma=False,
     )
   log_prob, entropy, log_z = local(
-    hidden_BTD, kernel_DV, target_BT, temperature_BT
+    hidden_BTD,
+    _head(kernel_DV, hidden_BTD.dtype, static),
+    target_BT,
+    temperature_BT,
   )
   residuals = hidden_BTD, kernel_DV, target_BT, temperature_BT, log_z, entropy
   return (log_prob, entropy), residuals
@@ -338,7 +345,7 @@ def _bwd(static, residuals, cotangents):
   def local(hidden, kernel, target, *rest):
     d_hidden, d_kernel = _PASSES[static.kind][1](
       _flat(hidden),
-      _head(kernel, hidden.dtype, static),
+      kernel,
       _flat(target),
       *map(_flat, rest),
       **_options(static, kernel),
@@ -368,7 +375,9 @@ def _bwd(static, residuals, cotangents):
       ),
       check_vma=False,
     )
-  d_hidden, d_kernel = local(hidden_BTD, kernel_DV, *rest, *cotangents)
+  d_hidden, d_kernel = local(
+    hidden_BTD, _head(kernel_DV, hidden_BTD.dtype, static), *rest, *cotangents
+  )
   return d_hidden, d_kernel.astype(kernel_DV.dtype), None, None
 
 
