@@ -89,7 +89,7 @@ def test_a_few_blocks_of_tokens_at_a_time():
   """Three calls of one block: the last two add to what the first left."""
   inputs, want = _made('ragged')
   vocab_size = SHAPES['ragged'].vocab_size
-  with cases.small_blocks(_PARTIAL=1):
+  with cases.small_blocks(partial=1):
     got = cases.run(inputs, vocab_size=vocab_size, **RUNS['tpu_memory'])
   cases.check(got, want)
 
