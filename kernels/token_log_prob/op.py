@@ -23,7 +23,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from kernels import split as split_lib
 from kernels.token_log_prob import (
@@ -260,16 +260,10 @@ def _head(kernel_DV, dtype, static: _Static):
   It travels in the dtype of the hidden states. A kernel casts tile by tile
   what does not travel, so that no copy of it exists.
   """
-  split = static.split
-  travels = split is not None and split.embed
+  # Left to the partitioner, which takes it out of a loop over micro-batches.
+  travels = static.split is not None and static.split.embed
   if static.kind == 'xla' or travels:
-    kernel_DV = kernel_DV.astype(dtype)
-  if travels:
-    # Else the partitioner of a GPU sends float32 and casts what arrives.
-    stored = PartitionSpec(split.embed, split.vocabulary or None)
-    kernel_DV = jax.lax.with_sharding_constraint(
-      kernel_DV, NamedSharding(split.mesh, stored)
-    )
+    return kernel_DV.astype(dtype)
   return kernel_DV
 
 
