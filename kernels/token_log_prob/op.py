@@ -7,7 +7,11 @@
 |              |     | gradient in the device's memory |
 | `xla` | anywhere | chunks of tokens, recomputed backward |
 
-`auto` takes the first that fits the platform and the shapes.
+`auto` takes a kernel where its compiled programs say that it pays: see
+`_LEAST_TOKENS`. The chunked form reads the head, and reads and writes its
+gradient, once a chunk of tokens, and moves every logit several times; a kernel
+does the first once a block of tokens, which is larger, and the second never
+(TPU) or in half the bytes (GPU). WORKSPACE.md has the numbers.
 
 With a mesh every device works on its own tokens and its own columns of the
 vocabulary; the head is gathered once over the axes that split its rows, and
