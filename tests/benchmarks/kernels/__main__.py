@@ -8,8 +8,8 @@ that the operator's own least traffic and arithmetic make of it, and how often
 the XLA form fits into it. Compiled: temporaries, bytes through the device's
 memory as the compiled module tells them (compile_check/traffic.py), and the
 roofline seconds: of the operator (least bytes and arithmetic) and of those
-bytes. A TPU kernel's bytes are its own estimate (that of decode attention is for
-full caches, of which it reads only what is written); a Triton kernel's are its
+bytes. A TPU kernel's bytes are its own estimate (decode attention's is for full
+caches, of which it reads only what is written); a Triton kernel's are its
 operands and results, each once.
 """
 
