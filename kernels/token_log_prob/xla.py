@@ -2,9 +2,8 @@
 
 Only one chunk of logits (chunk x V) exists at a time: the backward pass makes
 a chunk's logits again from the hidden states instead of keeping them. The two
-functions here run on one device's tokens and its columns of the vocabulary;
-with the vocabulary split (`axes`), each device keeps its own maximum and sums
-and they are combined once, after the last chunk.
+functions here run on one device's tokens and its columns of the vocabulary and
+know of no other: op.py combines what the devices found.
 """
 
 import jax
@@ -28,10 +27,6 @@ def mask_padding(logits: jax.Array, vocab_size: int, first=0) -> jax.Array:
   if isinstance(first, int) and first + V <= vocab_size:
     return logits
   return jnp.where(first + jnp.arange(V) < vocab_size, logits, NEVER_A_TOKEN)
-
-
-def _first_column(kernel_DV, axes):
-  return jax.lax.axis_index(axes) * kernel_DV.shape[1] if axes else 0
 
 
 def _logits(hidden_nD, kernel_DV, temperature_n, vocab_size, first):
@@ -80,9 +75,13 @@ def forward(
   *,
   chunk: int,
   vocab_size: int | None,
-  axes: tuple[str, ...] = (),
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Log-prob, entropy and log-normaliser of N tokens, (N,) each, nats.
+  first: int | jax.Array = 0,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """What N tokens' distributions need to know of these columns, (N,) each.
+
+  With l the logits: top = max l, total = sum exp(l - top),
+  mean = sum exp(l - top) l, and taken, the target's l, 0 where the target is
+  in none of these columns.
 
   Args:
     hidden_ND: final hidden states of this device's tokens.
@@ -91,9 +90,8 @@ def forward(
     temperature_N: logits are divided by it.
     chunk: tokens whose logits exist at a time.
     vocab_size: columns of the whole head from here on are padding.
-    axes: mesh axes that split the vocabulary; call inside shard_map.
+    first: column of the whole head that `kernel_DV` starts at.
   """
-  first = _first_column(kernel_DV, axes)
 
   def body(carry, x):
     hidden, target, temperature = x
@@ -110,19 +108,10 @@ def forward(
       taken,
     )
 
-  _, (top, total, mean, taken) = _over_chunks(
+  _, found = _over_chunks(
     body, None, (hidden_ND, target_N, temperature_N), chunk
   )
-  if axes:
-    own = top
-    top = jax.lax.pmax(own, axes)
-    scale = jnp.exp(own - top)
-    total, mean, taken = jax.lax.psum(
-      (total * scale, mean * scale, taken), axes
-    )
-  log_z = top + jnp.log(total)
-  # H = log Z - sum_v p_v l_v, from the same pass over the logits.
-  return taken - log_z, log_z - mean / total, log_z
+  return found
 
 
 def backward(
@@ -137,21 +126,20 @@ def backward(
   *,
   chunk: int,
   vocab_size: int | None,
-  axes: tuple[str, ...] = (),
+  first: int | jax.Array = 0,
 ) -> tuple[jax.Array, jax.Array]:
-  """The gradients: d_hidden_ND (over the whole vocabulary), d_kernel_DV.
+  """The gradients through these columns: d_hidden_ND, d_kernel_DV.
 
   Args:
     hidden_ND, kernel_DV, target_N, temperature_N: as in `forward`.
-    log_z_N, entropy_N: its results.
-    d_log_prob_N, d_entropy_N: gradients of the loss in its results.
-    chunk, vocab_size, axes: as in `forward`.
+    log_z_N, entropy_N: of the whole distributions.
+    d_log_prob_N, d_entropy_N: gradients of the loss in the results.
+    chunk, vocab_size, first: as in `forward`.
 
   Returns:
     d_hidden in its dtype; d_kernel of THIS device's tokens and columns,
     float32 or better.
   """
-  first = _first_column(kernel_DV, axes)
   acc = jnp.promote_types(hidden_ND.dtype, jnp.float32)
 
   def body(d_kernel, x):
@@ -191,6 +179,4 @@ def backward(
     chunk,
     zero_filled=(d_log_prob_N, d_entropy_N),
   )
-  if axes:
-    d_hidden = jax.lax.psum(d_hidden, axes)
   return d_hidden, d_kernel
