@@ -9,6 +9,7 @@ import dataclasses
 from kernels.attention import KINDS as ATTENTION_KINDS
 from kernels.decode_attention import KINDS as DECODE_KINDS
 from kernels.scoring_head import KINDS as HEAD_KINDS
+from kernels.token_log_prob import KINDS as LOG_PROB_KINDS
 from metastone_jax.errors import UserError
 from metastone_jax.model.rope import RopeScaling
 
@@ -50,6 +51,7 @@ class ModelConfig:
       (each block's input, in the host's memory).
     attention: the kind of `kernels.attention`; 'auto' picks by platform.
     decode_attention: the kind of `kernels.decode_attention`, likewise.
+    token_log_prob: the kind of `kernels.token_log_prob`, likewise.
     scoring_head: the kind of `kernels.scoring_head` that training runs on step
       marks, likewise.
     interpret_kernels: run Pallas kernels in interpret mode (tests on a CPU).
@@ -77,6 +79,7 @@ class ModelConfig:
   remat: str = 'none'
   attention: str = 'auto'
   decode_attention: str = 'auto'
+  token_log_prob: str = 'auto'
   scoring_head: str = 'auto'
   interpret_kernels: bool = False
 
@@ -116,6 +119,7 @@ class ModelConfig:
       ('remat', REMAT_POLICIES),
       ('attention', ATTENTION_KINDS),
       ('decode_attention', DECODE_KINDS),
+      ('token_log_prob', LOG_PROB_KINDS),
       ('scoring_head', HEAD_KINDS),
       ('dtype', DTYPES),
       ('param_dtype', DTYPES),

@@ -283,6 +283,8 @@ class ReflectiveModel(nnx.Module):
       chunk=chunk,
       vocab_size=self.config.vocab_size,
       split=split,
+      kind=self.config.token_log_prob,
+      interpret=self.config.interpret_kernels,
     )
 
   def logits(self, hidden: jax.Array) -> jax.Array:

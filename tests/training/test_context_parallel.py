@@ -149,13 +149,21 @@ def _packed_and_split(kernels: dict, base, config, rows):
 @pytest.mark.parametrize(
   'kernels',
   [
-    dict(attention='splash', scoring_head='xla'),
-    dict(attention='xla', scoring_head='pallas_gpu'),
+    dict(
+      attention='splash', token_log_prob='pallas_tpu', scoring_head='pallas_gpu'
+    ),
+    # The GPU's attention does no context parallelism.
+    dict(
+      attention='xla', token_log_prob='pallas_gpu', scoring_head='pallas_gpu'
+    ),
   ],
   ids=['tpu', 'gpu'],
 )
 def test_kernels_packed_and_split_are_the_plain_update(kernels):
-  """Every kernel that does float32, inside shard_map, against plain rows."""
+  """Every kernel at once, inside shard_map, against plain rows.
+
+  The score head's is the GPU's in both: the TPU's takes bfloat16 alone.
+  """
   base = dataclasses.replace(
     model_config('float32'),
     width=128,
@@ -193,7 +201,10 @@ def test_score_head_of_a_tpu_packed_and_split():
   config = trajectories.update_config('grpo')
   want, got = (
     _packed_and_split(
-      dict(attention='xla', scoring_head=kind), base, config, rows
+      dict(attention='xla', token_log_prob='xla', scoring_head=kind),
+      base,
+      config,
+      rows,
     )
     for kind in ('xla', 'pallas_tpu')
   )
