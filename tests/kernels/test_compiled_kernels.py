@@ -12,7 +12,7 @@ from tests.compile_check import compilers
 # At least four devices each.
 TARGETS = ['v5e-4', 'v5p-8', 'v6e-4', 'tpu7x-8', 'h100-8']
 # Programs of each recipe: shapes x directions.
-PROGRAMS = {'decode_attention': 5, 'scoring_head': 4, 'token_log_prob': 4}
+PROGRAMS = {'decode_attention': 6, 'scoring_head': 4, 'token_log_prob': 4}
 
 
 @pytest.mark.parametrize('target', TARGETS)

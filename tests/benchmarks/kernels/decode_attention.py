@@ -20,6 +20,7 @@ PROMPT, WRITTEN = 2048, 4096
 _PRESETS = {'1p5b': ('1.5b', 1), '7b': ('7b', 1), '32b': ('32b', 4)}
 # (slots of each problem, own positions, whether the groups are called equal).
 _SHAPES = (
+  ((32,), 8192, True),
   ((8, 8, 8, 8), 8192, True),
   ((14, 9, 8, 1), 8192, False),
   ((8, 8, 8), 32768, True),
@@ -94,7 +95,7 @@ def _case(model, H, K, h, counts, R, equal, form, mesh=None) -> Case:
   cache = PartitionSpec('fsdp', 'tensor')
   return Case(
     operator='decode_attention',
-    shape=f'{model}, {B} slots of {P} problems ({groups}), '
+    shape=f'{model}, {B} slots of {P} problem{"s" * (P > 1)} ({groups}), '
     f'{WRITTEN:,} of {R:,} written' + (', 1 of 2 x 2 devices' if mesh else ''),
     form=form,
     direction='forward',
