@@ -261,8 +261,9 @@ _PASSES = {
 def _head(kernel_DV, dtype, static: _Static):
   """The head as it enters the local computation.
 
-  It travels in the dtype of the hidden states. A kernel casts tile by tile
-  what does not travel, so that no copy of it exists.
+  It travels in the dtype of the hidden states; the partitioner of a GPU may
+  still send float32 and cast what arrives. A kernel casts tile by tile what
+  does not travel, so that no copy of it exists.
   """
   # Left to the partitioner, which takes it out of a loop over micro-batches.
   travels = static.split is not None and static.split.embed
