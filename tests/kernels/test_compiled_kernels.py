@@ -11,8 +11,14 @@ from tests.compile_check import compilers
 
 # At least four devices each.
 TARGETS = ['v5e-4', 'v5p-8', 'v6e-4', 'tpu7x-8', 'h100-8']
-# Programs of each recipe: shapes x directions.
-PROGRAMS = {'decode_attention': 6, 'scoring_head': 4, 'token_log_prob': 4}
+# Programs of each recipe (shapes x directions), and GB of temporaries that they
+# may have: nothing the size of what the kernel is there to avoid. A slice's
+# log-prob has the gathered head and its gradient.
+OPERATORS = {
+  'decode_attention': (6, 0.05),
+  'scoring_head': (4, 0.5),
+  'token_log_prob': (4, 2.5),
+}
 
 
 @pytest.mark.parametrize('target', TARGETS)
@@ -32,13 +38,12 @@ def test_every_kernel_compiles(repo_root, target):
     if line.startswith('| ') and f'| {form} |' in line
   ]
   for model in ('1p5b', '7b', '32b'):
-    for operator, count in PROGRAMS.items():
+    for operator, (count, limit) in OPERATORS.items():
       mine = [
         row for row in rows if row[0] == operator and row[1].startswith(model)
       ]
       assert len(mine) == count, done.stdout
       for row in mine:
         temporaries, memory, least = (float(cell) for cell in row[4:7])
-        # Nothing the size of what the kernel is there to avoid.
-        assert temporaries < 0.5, row
+        assert temporaries < limit, row
         assert 0 < least and memory > 0.9 * least, row
