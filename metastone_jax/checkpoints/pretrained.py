@@ -12,6 +12,7 @@ import dataclasses
 import importlib.util
 import pathlib
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from absl import logging
@@ -34,6 +35,15 @@ from metastone_jax.errors import UserError
 from metastone_jax.model import ModelConfig, Params
 from metastone_jax.parallel import Sharder
 
+# How a machine computes, which weights know nothing of.
+_MACHINE_FIELDS = (
+  'remat',
+  'attention',
+  'decode_attention',
+  'token_log_prob',
+  'scoring_head',
+  'interpret_kernels',
+)
 # What a user may choose for weights that are already there; all else is theirs.
 FREE_FIELDS = (
   'vocab_multiple',
@@ -42,7 +52,7 @@ FREE_FIELDS = (
   'score_init',
   'dtype',
   'param_dtype',
-  'remat',
+  *_MACHINE_FIELDS,
 )
 
 
@@ -103,7 +113,12 @@ class Pretrained:
     if self.path.name == CHECKPOINTS and is_ours(self.path.parent):
       self.path = self.path.parent
     if is_ours(self.path):
-      self.config, self._trained_head, self.files = read_folder(self.path)
+      config, self._trained_head, self.files = read_folder(self.path)
+      # Those of the machine that trained it may not exist here.
+      defaults = {field.name: field.default for field in fields(ModelConfig)}
+      self.config = dataclasses.replace(
+        config, **{name: defaults[name] for name in _MACHINE_FIELDS}
+      )
     else:
       if self.path.name.endswith('.gguf'):
         # Its package is needed for such a file only.
@@ -139,11 +154,11 @@ class Pretrained:
     Raises:
       UserError: a choice that the weights have made already.
     """
-    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    names = {field.name for field in fields(ModelConfig)}
     for name, value in choices.items():
       if name in FREE_FIELDS:
         continue
-      if name not in fields:
+      if name not in names:
         raise UserError(f'model.{name} is no model option')
       if value != getattr(self.config, name):
         raise UserError(

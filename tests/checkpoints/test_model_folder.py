@@ -79,6 +79,26 @@ def test_another_padding_split_and_dtype(folder, mesh):
     )
 
 
+def test_how_a_machine_computes_is_chosen_anew(tmp_path):
+  """A model of a TPU pod opens on a CPU, and the other way round."""
+  write_folder(
+    tmp_path,
+    dataclasses.replace(
+      CONFIG,
+      attention='splash',
+      decode_attention='pallas_tpu',
+      token_log_prob='pallas_tpu',
+      scoring_head='pallas_tpu',
+      remat='offload',
+    ),
+    {},
+  )
+  with Pretrained(tmp_path) as pretrained:
+    assert pretrained.config == CONFIG
+    kinds = dict(attention='triton', token_log_prob='pallas_gpu', remat='full')
+    assert pretrained.configure(**kinds) == dataclasses.replace(CONFIG, **kinds)
+
+
 def test_damage_is_named(folder, tmp_path):
   import shutil
 
