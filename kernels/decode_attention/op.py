@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from kernels import platforms
 from kernels import split as split_lib
 from kernels.decode_attention import pallas_gpu, pallas_tpu, xla
 
@@ -57,7 +58,7 @@ def choose(
 
   Args:
     kind: one of KINDS.
-    platform: 'tpu', 'gpu' ('cuda', 'rocm') or 'cpu'.
+    platform: of `kernels.platforms.auto_platform`.
     head_width: h.
     dtype: of queries and caches.
     cache_bytes: of a device's prompt and own caches of one layer, written or
@@ -74,7 +75,7 @@ def choose(
   # Narrower heads leave lanes of a TPU empty, and memory with them.
   if platform == 'tpu' and head_width % pallas_tpu.LANES == 0:
     return 'pallas_tpu'
-  if platform in ('gpu', 'cuda') and head_width in pallas_gpu.HEAD_WIDTHS:
+  if platform == 'gpu' and head_width in pallas_gpu.HEAD_WIDTHS:
     return 'pallas_gpu'
   return 'xla'
 
@@ -133,13 +134,13 @@ def decode_attention(
     own_valid_BR,
   )
   _check_shapes(*arrays, prompt_B)
-  platform, shards = jax.default_backend(), 1
+  device, shards = jax.devices()[0], 1
   if split is not None:
-    platform = split.mesh.devices.flat[0].platform
+    device = split.mesh.devices.flat[0]
     shards = _check_split(split, q_BHh, prompt_k_PKhS)
   kind = choose(
     kind,
-    platform=platform,
+    platform=platforms.auto_platform(device),
     head_width=q_BHh.shape[2],
     dtype=jnp.result_type(*arrays[:5]),
     cache_bytes=sum(x.nbytes for x in arrays[1:5]) // shards,

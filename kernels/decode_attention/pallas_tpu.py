@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.decode_attention import masks, tpu_step
+from kernels.decode_attention import masks, step_tpu
 from kernels.decode_attention import tiles as tiles_lib
 from kernels.decode_attention import work as work_lib
 
@@ -124,7 +124,7 @@ def _part(
   goes_on = before is not None
   place_U = before[2] if goes_on else jnp.zeros((1,), jnp.int32)
   places = before[0].shape[2] if goes_on else 1
-  of_unit, of_keys, of_values, of_mask, of_before = tpu_step.index_maps(places)
+  of_unit, of_keys, of_values, of_mask, of_before = step_tpu.index_maps(places)
   in_specs = [
     pl.BlockSpec((1, K, M, h), of_unit),
     pl.BlockSpec((1, K, h, block), of_keys),
@@ -149,7 +149,7 @@ def _part(
   )
   found = pl.pallas_call(
     functools.partial(
-      tpu_step.kernel,
+      step_tpu.kernel,
       positions=C,
       scale=h**-0.5,
       precision='highest' if itemsize == 4 else None,

@@ -15,6 +15,9 @@ import typing
 import jax
 import jax.numpy as jnp
 
+# Share of places that are marks, for estimates of cost: the count is data.
+EXPECTED_MARKS = 1 / 16
+
 _LANES = 128
 _CHUNK = 4096  # slots found at a time
 

@@ -10,7 +10,8 @@ works on step marks alone, however many there are, and is what training uses:
 | `xla` | anywhere | chunks of marks, recomputed backward; every dtype |
 
 `auto` is `pallas_tpu` on a TPU where blocks are large enough
-(`blocks_tpu.pay`), else `xla`. What the kernels save, at 4,096 marks of D 5120:
+(`blocks_tpu.pay`) and a device has an even number of positions up to 131,072,
+else `xla`. What the kernels save, at 4,096 marks of D 5120:
 - TPU, forward: the gather, 0.08 GB that XLA does before it computes; and on
   tpu7x the hidden units' way through memory, 0.34 GB, which XLA spares on the
   other TPUs by fusing the second layer into the product. Both forms make the
@@ -29,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from kernels import platforms
 from kernels.scoring_head import blocks_tpu, pallas_gpu, reference, steps
 from kernels.split import Split as Split
 
@@ -74,6 +76,11 @@ def _places(shape, rate, seed, row_B, position_BT):
     # Arguments without a dropout are never read.
     rate, seed = 0.0, 0
     row_B, position_BT = jnp.zeros((B,), jnp.uint32), None
+  if row_B is None:
+    raise ValueError(
+      'step_scores: dropout needs row_B, the number of each row; or leave seed '
+      'out'
+    )
   if position_BT is None:
     position_BT = jnp.arange(T)
   row, position = (
@@ -116,7 +123,7 @@ def choose(
 
   Args:
     kind: one of KINDS.
-    platform: 'tpu', 'gpu' ('cuda', 'rocm') or 'cpu'.
+    platform: of `kernels.platforms.auto_platform`.
     places: positions on a device.
     width: D.
     hidden: E.
@@ -221,7 +228,7 @@ def step_scores(
     shards = split.size(split.batch) * split.size(split.length)
   kind = choose(
     kind,
-    platform=device.platform,
+    platform=platforms.auto_platform(device),
     places=B * T // shards,
     width=D,
     hidden=E,

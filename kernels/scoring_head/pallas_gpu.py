@@ -25,7 +25,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from kernels.scoring_head import dropout
-from kernels.scoring_head.marks import Slots
+from kernels.scoring_head.marks import EXPECTED_MARKS, Slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ def logits(
     compiler_params=plgpu.CompilerParams(
       num_warps=blocks.warps, num_stages=blocks.stages
     ),
-    cost_estimate=_cost(N / 16, D, E, 2 * D),
+    cost_estimate=_cost(N * EXPECTED_MARKS, D, E, 2 * D),
     interpret=interpret,
     name='score_head_logits',
   )(
@@ -113,7 +113,7 @@ def logits(
     *(() if hash_S is None else (hash_S,)),
   )
   logit_S = parts.sum(0) / (1 - rate) + weights[3].astype(jnp.float32)
-  return jnp.zeros(N).at[place_S].set(logit_S, mode='drop')
+  return jnp.zeros(N, logit_S.dtype).at[place_S].set(logit_S, mode='drop')
 
 
 def gradients(

@@ -18,10 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels.scoring_head import blocks_tpu, dropout, rows_tpu
 from kernels.scoring_head.blocks_tpu import Blocks
-from kernels.scoring_head.marks import Slots
-
-# Share of places that are marks, for estimates of cost: the count is data.
-EXPECTED_MARKS = 1 / 16
+from kernels.scoring_head.marks import EXPECTED_MARKS, Slots
 
 
 def logits(

@@ -196,7 +196,7 @@ def _features(
 
 
 def _cost(R, D, E, M) -> pl.CostEstimate:
-  marks = R / 2
+  marks = R  # a whole round; the number of rounds is data
   return pl.CostEstimate(
     flops=int(4 * marks * D * E),
     # Pairs of rows in and out, features left behind, bits; the first layer

@@ -18,9 +18,21 @@ def scoring_head(
   position: jax.Array | None = None,
 ) -> jax.Array:
   """See `op.scoring_head`; rows and positions are (B,), (T,) or (B, T)."""
-  acc = jnp.promote_types(feature_BTD.dtype, jnp.float32)
+  dtype = feature_BTD.dtype
+  acc = jnp.promote_types(dtype, jnp.float32)
+  # Operands are rounded to the features' dtype, sums are not.
+  hidden_kernel_DE, hidden_bias_E, output_kernel_E1, output_bias_1 = (
+    x.astype(dtype)
+    for x in (hidden_kernel_DE, hidden_bias_E, output_kernel_E1, output_bias_1)
+  )
   hidden_BTE = jax.nn.relu(
-    jnp.einsum('BTD,DE->BTE', feature_BTD, hidden_kernel_DE) + hidden_bias_E
+    jnp.einsum(
+      'BTD,DE->BTE',
+      feature_BTD,
+      hidden_kernel_DE,
+      preferred_element_type=acc,
+    )
+    + hidden_bias_E.astype(acc)
   )
   if seed is not None and dropout_rate > 0:
     T, E = hidden_BTE.shape[1:]
@@ -29,7 +41,7 @@ def scoring_head(
     keep = keep_mask(seed, row, position, E, dropout_rate)
     hidden_BTE = jnp.where(keep, hidden_BTE / (1 - dropout_rate), 0)
   logit_BT1 = jnp.einsum(
-    'BTE,EO->BTO', hidden_BTE, output_kernel_E1, preferred_element_type=acc
+    'BTE,EO->BTO', hidden_BTE, output_kernel_E1.astype(acc)
   )
   return (logit_BT1 + output_bias_1.astype(acc))[..., 0]
 

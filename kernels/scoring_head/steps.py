@@ -19,7 +19,7 @@ from kernels.scoring_head import (
 # Marks at a time in the `xla` form. On a CPU 256 beat 128, 512 and 1,024 at
 # widths 96 and 1,536; elsewhere enough to pay for reading the first layer.
 _CPU_CHUNK = 256
-_CHUNK = 2048
+CHUNK = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _by_platform(function, args):
   return jax.lax.platform_dependent(
     *args,
     cpu=functools.partial(function, chunk=_CPU_CHUNK),
-    default=functools.partial(function, chunk=_CHUNK),
+    default=functools.partial(function, chunk=CHUNK),
   )
 
 

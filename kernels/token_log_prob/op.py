@@ -11,7 +11,7 @@
 `_LEAST_TOKENS`. The chunked form reads the head, and reads and writes its
 gradient, once a chunk of tokens, and moves every logit several times; a kernel
 does the first once a block of tokens, which is larger, and the second never
-(TPU) or in half the bytes (GPU). WORKSPACE.md has the numbers.
+(TPU) or in half the bytes (GPU): docs/kernels.md has the numbers.
 
 With a mesh every device works on its own tokens and its own columns of the
 vocabulary; the head is gathered once over the axes that split its rows, and
@@ -29,18 +29,18 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
+from kernels import platforms
 from kernels import split as split_lib
 from kernels.token_log_prob import (
   pallas_gpu,
   pallas_tpu,
   pallas_tpu_backward,
-  tpu_blocks,
   xla,
 )
 from kernels.token_log_prob.xla import mask_padding as mask_padding
 
 KINDS = ('auto', 'pallas_tpu', 'pallas_gpu', 'xla')
-_AUTO = {'tpu': 'pallas_tpu', 'gpu': 'pallas_gpu', 'cuda': 'pallas_gpu'}
+_AUTO = {'tpu': 'pallas_tpu', 'gpu': 'pallas_gpu'}
 
 # Logits of a device alive at a time in the `xla` form: 64 MiB of float32 on a
 # CPU, where a smaller piece stays in the cache, and 256 MiB on an accelerator,
@@ -56,14 +56,6 @@ _ACCELERATOR_BUDGET = 2**26
 # them.
 _LEAST_TOKENS = 512
 _WIDEST = 8192
-
-# Bytes of vector memory of one core, where it is not the default of 64 MiB.
-_VMEM = {
-  'TPU v5 lite': 128 * 2**20,
-  'TPU v5e': 128 * 2**20,
-  'TPU v6 lite': 128 * 2**20,
-  'TPU v6e': 128 * 2**20,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +98,7 @@ def choose(kind: str, *, platform: str, tokens: int, width: int, dtype) -> str:
 
   Args:
     kind: one of KINDS.
-    platform: 'tpu', 'gpu' (or 'cuda') or 'cpu'.
+    platform: of `kernels.platforms.auto_platform`.
     tokens: of one device.
     width: D.
     dtype: of the hidden states.
@@ -187,21 +179,23 @@ def token_log_prob(
   B, T = target_BT.shape
   D, columns = kernel_DV.shape
   tokens = B * T
-  platform = jax.default_backend()
   device = jax.devices()[0]
   if split is not None:
     device = split.mesh.devices.flat[0]
-    platform = device.platform
     split = _without_single(split)
     columns //= split.size(split.vocabulary)
     tokens //= split.size(split.batch + split.length)
   kind = choose(
-    kind, platform=platform, tokens=tokens, width=D, dtype=hidden_BTD.dtype
+    kind,
+    platform=platforms.auto_platform(device),
+    tokens=tokens,
+    width=D,
+    dtype=hidden_BTD.dtype,
   )
   if not tokens:
     kind = 'xla'  # There is nothing to start a kernel for.
   if chunk is None:
-    budget = _LOGITS_BUDGET.get(platform, _ACCELERATOR_BUDGET)
+    budget = _LOGITS_BUDGET.get(device.platform, _ACCELERATOR_BUDGET)
     chunk = max(1, budget // columns)
   acc = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
   temperature = jnp.asarray(temperature, acc)
@@ -210,9 +204,9 @@ def token_log_prob(
   static = _Static(
     kind,
     int(chunk),
-    vocab_size or kernel_DV.shape[1],
+    kernel_DV.shape[1] if vocab_size is None else vocab_size,
     split,
-    _VMEM.get(device.device_kind, tpu_blocks.VMEM),
+    platforms.vector_memory(device),
     interpret,
   )
   return _token_log_prob(
@@ -263,7 +257,8 @@ def _head(kernel_DV, dtype, static: _Static):
 
   It travels in the dtype of the hidden states; the partitioner of a GPU may
   still send float32 and cast what arrives. A kernel casts tile by tile what
-  does not travel, so that no copy of it exists.
+  does not travel, so that no cast copy of it exists (a tied embedding is
+  transposed, which is one).
   """
   # Left to the partitioner, which takes it out of a loop over micro-batches.
   travels = static.split is not None and static.split.embed

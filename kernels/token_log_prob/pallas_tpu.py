@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.token_log_prob import tpu_blocks
+from kernels.token_log_prob import blocks_tpu
+from kernels.token_log_prob.blocks_tpu import LANES, VMEM
 from kernels.token_log_prob.pallas_common import (
   local_limit,
   local_target,
   pad_tokens,
 )
-from kernels.token_log_prob.tpu_blocks import LANES, VMEM
 from kernels.token_log_prob.xla import NEVER_A_TOKEN
 
 # Numbers of D that a loop over them takes at a time.
@@ -54,7 +54,7 @@ def dot(a, b, a_axis: int, b_axis: int):
 
 def over_parts(size: int, function, most: int | None = None):
   """Runs function(slice) over the parts of an axis, at most _WIDTH long."""
-  part = tpu_blocks.part(size, most or _WIDTH)
+  part = blocks_tpu.part(size, most or _WIDTH)
 
   @pl.loop(0, size // part)
   def _(i):
@@ -148,7 +148,7 @@ def _forward_kernel(
       for a in range(_ACCUMULATORS):
         found_AnL[a, part, :] = found[a]
 
-    over_parts(tokens, add_part, tpu_blocks.rows(hidden_ref))
+    over_parts(tokens, add_part, blocks_tpu.rows(hidden_ref))
 
   whole = (tile + 1) * columns <= limit_ref[0]
   pl.when(whole)(lambda: add(None))
@@ -193,7 +193,7 @@ def _forward_call(hidden_ND, kernel_DV, blocks, vmem, interpret):
     ),
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'arbitrary'),
-      vmem_limit_bytes=tpu_blocks.limit(vmem),
+      vmem_limit_bytes=blocks_tpu.limit(vmem),
     ),
     cost_estimate=pl.CostEstimate(
       flops=2 * N * D * V,
@@ -225,7 +225,7 @@ def forward(
     interpret: run on a CPU, slowly.
   """
   (N, D), V = hidden_ND.shape, kernel_DV.shape[1]
-  blocks = tpu_blocks.forward(
+  blocks = blocks_tpu.forward(
     N,
     D,
     V,
@@ -233,7 +233,7 @@ def forward(
     head_bytes=kernel_DV.dtype.itemsize,
     vmem=vmem,
   )
-  padded = tpu_blocks.ceil_to(N, blocks.tokens)
+  padded = blocks_tpu.ceil_to(N, blocks.tokens)
   hidden_ND = pad_tokens(hidden_ND, padded)
   found = _forward_call(hidden_ND, kernel_DV, blocks, vmem, interpret)(
     local_limit(first, V, vocab_size),

@@ -5,7 +5,7 @@ of tokens and the float32 gradient in it stay in vector memory while tiles of
 the head stream past; each tile's logits are made again, turned into their
 gradient, and multiplied by the head (into d_hidden) and by the hidden states:
 that share of d_kernel is added to what lies in the device's memory, read and
-written by copies that run beside the arithmetic (tpu_stream.py). Three matrix
+written by copies that run beside the arithmetic (stream_tpu.py). Three matrix
 products; two kernels, one for each gradient, would need four.
 
 The halves are what the two cores of a megacore chip (v4, v5p) share; they touch
@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.token_log_prob import pallas_common, tpu_blocks
+from kernels.token_log_prob import blocks_tpu, pallas_common
+from kernels.token_log_prob.blocks_tpu import LANES, VMEM
 from kernels.token_log_prob.pallas_common import (
   COEFFICIENTS,
   local_limit,
@@ -30,8 +31,7 @@ from kernels.token_log_prob.pallas_common import (
   pad_tokens,
 )
 from kernels.token_log_prob.pallas_tpu import dot, over_parts, spread
-from kernels.token_log_prob.tpu_blocks import LANES, VMEM
-from kernels.token_log_prob.tpu_stream import Plan, Position, Stream
+from kernels.token_log_prob.stream_tpu import Plan, Position, Stream
 
 # Bytes of float32 d_hidden, of both halves, that one call may leave behind.
 _PARTIAL = 64 * 2**20
@@ -108,7 +108,7 @@ def _make_d_logits(plan, head, scratch, first_column, limit):
         scratch['d_logits'].dtype
       )
 
-  over_parts(plan.blocks.tokens, make, tpu_blocks.rows(scratch['hidden']))
+  over_parts(plan.blocks.tokens, make, blocks_tpu.rows(scratch['hidden']))
 
 
 def _add_d_hidden(head, scratch, part):
@@ -221,7 +221,7 @@ def _call(plan, hidden_ND, kernel_DV, vmem, interpret):
       ),
     ),
   ]
-  width = tpu_blocks.ceil_to(plan.columns, LANES)
+  width = blocks_tpu.ceil_to(plan.columns, LANES)
   out_shape = [
     jax.ShapeDtypeStruct((plan.halves, plan.calls * n, D), jnp.float32),
     jax.ShapeDtypeStruct((D, width), jnp.float32),
@@ -243,7 +243,7 @@ def _call(plan, hidden_ND, kernel_DV, vmem, interpret):
     input_output_aliases=aliases,
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'arbitrary', 'arbitrary'),
-      vmem_limit_bytes=tpu_blocks.limit(vmem),
+      vmem_limit_bytes=blocks_tpu.limit(vmem),
     ),
     cost_estimate=_cost(plan, D, hidden_ND, kernel_DV),
     interpret=interpret,
@@ -274,7 +274,7 @@ def backward(
   N, V = hidden_ND.shape[0], kernel_DV.shape[1]
   plan = _plan(hidden_ND, kernel_DV, vmem)
   n, calls = plan.blocks.tokens, plan.calls
-  total = tpu_blocks.ceil_to(N, calls * n)
+  total = blocks_tpu.ceil_to(N, calls * n)
   hidden_ND = pad_tokens(hidden_ND, total)
   target = pad_tokens(local_target(target_N, first, V), total, -1)[None]
   rows = pallas_common.coefficients(
@@ -315,7 +315,7 @@ def backward(
 def _plan(hidden_ND, kernel_DV, vmem) -> Plan:
   """Of the first call: as many blocks as divide all and keep _PARTIAL."""
   (N, D), V = hidden_ND.shape, kernel_DV.shape[1]
-  blocks = tpu_blocks.backward(
+  blocks = blocks_tpu.backward(
     N,
     D,
     V,

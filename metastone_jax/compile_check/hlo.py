@@ -141,11 +141,18 @@ class Module:
   Attributes:
     bodies: computation -> its lines.
     entry: name of the one that runs.
-    unknown_loops: bodies of loops whose number of turns is not in the module;
-      they count once. Known after `total`.
+    unknown_loops: bodies of loops whose number of turns is not in the module.
+      Known after `total`.
   """
 
-  def __init__(self, text: str):
+  def __init__(self, text: str, unknown_turns: int = 1):
+    """Reads a module.
+
+    Args:
+      text: `compiled.as_text()`.
+      unknown_turns: of loops whose number of turns the data decide.
+    """
+    self._unknown_turns = unknown_turns
     self.bodies: dict[str, list[str]] = {}
     self.entry = current = None
     self.unknown_loops: set[str] = set()
@@ -171,7 +178,7 @@ class Module:
     if len(constants) == 1:
       return constants[0]
     self.unknown_loops.add(body)
-    return 1
+    return self._unknown_turns
 
   def total(
     self,

@@ -1,7 +1,8 @@
 """Bytes a compiled program moves through a device's memory, from its text.
 
 Every instruction outside fusions reads its operands and writes its result; a
-loop's body counts as often as the loop runs (once, where the data decide). What
+loop's body counts as often as the loop runs (as the caller says, where the data
+decide). What
 a fusion only slices counts as the slice, what it updates in place as the
 update. Arrays that the compiler keeps on the chip (TPU memory space 1 and
 above) count nothing. A kernel counts what its own cost estimate says, which
@@ -145,13 +146,14 @@ class _Reader:
     return sum(sizes) + _bytes(shape)
 
 
-def memory_traffic(text: str) -> float:
+def memory_traffic(text: str, unknown_turns: int = 1) -> float:
   """Bytes read from and written to a device's memory in one run.
 
   Args:
     text: `compiled.as_text()`.
+    unknown_turns: of loops whose number of turns the data decide.
   """
-  module = hlo.Module(text)
+  module = hlo.Module(text, unknown_turns)
   reader = _Reader(module)
   # Fusions and reductions call computations that move nothing themselves.
   found = module.total(

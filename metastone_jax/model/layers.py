@@ -288,10 +288,10 @@ class ScoreHead(nnx.Module):
       self.output_kernel = uniform((E, 1), E)
       self.output_bias = uniform((1,), E)
 
-  def weights(self, dtype) -> tuple[Any, Any, Any, Any]:
-    """The four arrays in the order `kernels.scoring_head` takes them."""
+  def weights(self) -> tuple[Any, Any, Any, Any]:
+    """The four masters in the order `kernels.scoring_head` takes them."""
     return tuple(
-      param[...].astype(dtype)
+      param[...]
       for param in (
         self.hidden_kernel,
         self.hidden_bias,

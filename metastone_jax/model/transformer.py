@@ -187,9 +187,7 @@ class ReflectiveModel(nnx.Module):
 
   def score(self, feature_BTD: jax.Array) -> jax.Array:
     """Step logits z at every position, (B, T), without dropout."""
-    return head_lib.scoring_head(
-      feature_BTD, *self.score_head.weights(self.config.dtype)
-    )
+    return head_lib.scoring_head(feature_BTD, *self.score_head.weights())
 
   def step_scores(
     self,
@@ -213,7 +211,7 @@ class ReflectiveModel(nnx.Module):
       )
     return head_lib.step_scores(
       feature_BTD,
-      *self.score_head.weights(self.config.dtype),
+      *self.score_head.weights(),
       mark_BT,
       dropout_rate=self.config.score_dropout,
       seed=seed,

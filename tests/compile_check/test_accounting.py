@@ -8,6 +8,7 @@ import pytest
 from metastone_jax.compile_check import accounting
 from metastone_jax.compile_check.targets import Chip
 from metastone_jax.model import ModelConfig
+from tests.benchmarks import head_cost
 
 # Small enough for a pencil: D = 4, H = 2, K = 1, h = 2, F = 8, V = 10, L = 2.
 CONFIG = ModelConfig(
@@ -107,6 +108,13 @@ def test_decoding_reads_weights_and_caches_once():
   assert got.sent_bytes == 0
   forward = CONFIG.forward_flops(6, 12.0) + 2 * 6 * SCORE
   assert got.flops == pytest.approx(forward)
+
+
+def test_the_head_is_a_small_part_of_a_decode_step():
+  """A step without the head's weights and arithmetic, at every preset."""
+  for model in head_cost.MODELS:
+    for share in head_cost.shares(model):
+      assert 0.0005 < share < 0.01
 
 
 def test_expected_longest_against_simulation():

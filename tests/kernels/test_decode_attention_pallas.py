@@ -18,7 +18,7 @@ from kernels.decode_attention import (
   decode_attention,
   pallas_gpu,
   pallas_tpu,
-  tpu_step,
+  step_tpu,
 )
 from kernels.decode_attention import tiles as tiles_lib
 from tests import quick
@@ -166,12 +166,12 @@ def test_a_program_gives_the_same_bits_each_time(run):
   np.testing.assert_array_equal(*outs)
 
 
-def _no_rescaling(scores, top, total, step=tpu_step._softmax_step):
+def _no_rescaling(scores, top, total, step=step_tpu._softmax_step):
   weight, factor, top, total = step(scores, top, total)
   return weight, jnp.ones_like(factor), top, total
 
 
-def _no_mask_tpu(q, k, valid, scale, precision, scores=tpu_step._scores):
+def _no_mask_tpu(q, k, valid, scale, precision, scores=step_tpu._scores):
   return scores(q, k, jnp.ones_like(valid), scale, precision)
 
 
@@ -179,13 +179,13 @@ def _no_mask_gpu(q, k, valid, scale, precision, scores=pallas_gpu._scores):
   return scores(q, k, jnp.ones_like(valid), scale, precision)
 
 
-def _first_of_tile(places, maps=tpu_step.index_maps):
+def _first_of_tile(places, maps=step_tpu.index_maps):
   """Every slot goes on from the result of its tile's first place."""
   *rest, before = maps(places)
   return *rest, lambda *args: (*before(*args)[:2], 0, 0, 0)
 
 
-def _next_values(places, maps=tpu_step.index_maps):
+def _next_values(places, maps=step_tpu.index_maps):
   """Values of the first block, always."""
   unit, keys, values, *rest = maps(places)
   return unit, keys, lambda *args: (*values(*args)[:2], 0, 0), *rest
@@ -217,16 +217,16 @@ def _wrong_prompt(*args, make=tiles_lib.make):
 
 
 MUTANTS = {
-  'no rescaling': ('tpu', tpu_step, '_softmax_step', _no_rescaling),
-  'no mask': ('tpu', tpu_step, '_scores', _no_mask_tpu),
+  'no rescaling': ('tpu', step_tpu, '_softmax_step', _no_rescaling),
+  'no mask': ('tpu', step_tpu, '_scores', _no_mask_tpu),
   'bits past the end': (
     'tpu',
-    tpu_step,
+    step_tpu,
     '_inside',
     lambda v, first, positions: v,
   ),
-  'first of its tile': ('tpu', tpu_step, 'index_maps', _first_of_tile),
-  'first values': ('tpu', tpu_step, 'index_maps', _next_values),
+  'first of its tile': ('tpu', step_tpu, 'index_maps', _first_of_tile),
+  'first values': ('tpu', step_tpu, 'index_maps', _next_values),
   'a block less': ('tpu', pallas_tpu, '_blocks', _one_block_less),
   'another prompt': ('tpu', tiles_lib, 'make', _wrong_prompt),
   'no mask, GPU': ('gpu', pallas_gpu, '_scores', _no_mask_gpu),

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.scoring_head import (
@@ -33,7 +34,11 @@ SEED = 7
 # Rows hold several sequences, whose positions start anew.
 ROW = np.arange(B * T, dtype=np.uint32).reshape(B, T) // 20
 POSITION = np.arange(B * T, dtype=np.uint32).reshape(B, T) % 20
-INTERPRET = {'plain': True, 'tpu': pltpu.InterpretParams()}
+INTERPRET = {
+  'plain': True,
+  'tpu': pltpu.InterpretParams(),
+  'races': pltpu.InterpretParams(num_cores_or_threads=2, detect_races=True),
+}
 
 
 def _mix(x):
@@ -207,6 +212,13 @@ def test_values_and_gradients(kind, interpret):
     assert_close(found, mark)
 
 
+def test_two_cores_share_the_work_without_a_race():
+  """As on megacore chips, with a detector of races."""
+  mark = marks_of('many')
+  assert_close(run_on(_program('pallas_tpu', 'races'), mark), mark)
+  assert not interpret_pallas_call.races.races_found
+
+
 @pytest.mark.parametrize('kind,interpret', [FORMS[0], FORMS[3]])
 def test_without_dropout(kind, interpret):
   for name in ('few', 'all'):
@@ -220,7 +232,7 @@ def test_without_dropout(kind, interpret):
   st.sampled_from([FORMS[0], FORMS[1], FORMS[3]]),
   st.lists(st.booleans(), min_size=B * T, max_size=B * T),
 )
-def test_anymarks_of(form, mark):
+def test_any_marks(form, mark):
   mark = np.array(mark).reshape(B, T)
   assert_close(run_on(_program(*form), mark), mark)
 

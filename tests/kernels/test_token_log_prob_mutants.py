@@ -18,7 +18,7 @@ from kernels.token_log_prob import (
   pallas_gpu,
   pallas_tpu,
   pallas_tpu_backward,
-  tpu_stream,
+  stream_tpu,
 )
 from tests.kernels import test_token_log_prob_split as over_devices
 from tests.kernels import token_log_prob_cases as cases
@@ -53,7 +53,7 @@ def test_unbroken_kernels_pass(run, dtype):
 
 
 def _no_wait(writing):
-  real = tpu_stream.Stream.wait
+  real = stream_tpu.Stream.wait
 
   def wait(self, tile, slot, **options):
     if options['writing'] != writing:
@@ -83,7 +83,7 @@ _accumulate = pallas_tpu._accumulate
 _d_logits = pallas_common.d_logits
 _local_limit = pallas_common.local_limit
 _combine = op._combine
-Stream, Position = tpu_stream.Stream, tpu_stream.Position
+Stream, Position = stream_tpu.Stream, stream_tpu.Position
 
 TPU = functools.partial(_attempt, 'tpu_memory')
 # A copy that never comes would be waited for for ever.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.token_log_prob import op, reference, tpu_blocks
+from kernels.token_log_prob import blocks_tpu, op, reference
 from tests.kernels import token_log_prob_cases as cases
 from tests.kernels.token_log_prob_cases import Case
 
@@ -153,9 +153,9 @@ def test_blocks_keep_a_tpu_busy(width, head_bytes, vmem):
   """Operations a byte of the head's traffic, against what a v5p needs."""
   common = dict(hidden_bytes=2, head_bytes=head_bytes, vmem=vmem)
   N, V = 32_768, 152_064
-  blocks = tpu_blocks.forward(N, width, V, **common)
-  assert blocks == tpu_blocks.Blocks(2048, 512)
-  blocks = tpu_blocks.backward(N, width, V, **common)
+  blocks = blocks_tpu.forward(N, width, V, **common)
+  assert blocks == blocks_tpu.Blocks(2048, 512)
+  blocks = blocks_tpu.backward(N, width, V, **common)
   assert N % blocks.tokens == 0
   assert V % blocks.columns == 0
   assert blocks.columns >= 256
@@ -165,7 +165,7 @@ def test_blocks_keep_a_tpu_busy(width, head_bytes, vmem):
 
 @pytest.mark.parametrize('head_bytes', [2, 4])
 def test_the_widest_model_has_blocks_worth_reading_the_head_for(head_bytes):
-  blocks = tpu_blocks.backward(
+  blocks = blocks_tpu.backward(
     32_768,
     op._WIDEST,
     128_256,
@@ -178,27 +178,25 @@ def test_the_widest_model_has_blocks_worth_reading_the_head_for(head_bytes):
 
 def test_blocks_of_few_tokens_and_columns():
   common = dict(hidden_bytes=2, head_bytes=2, vmem=64 * 2**20)
-  assert tpu_blocks.forward(13, 128, 11, **common) == tpu_blocks.Blocks(
+  assert blocks_tpu.forward(13, 128, 11, **common) == blocks_tpu.Blocks(
     128, 128
   )
   # 4 blocks of 5 x 256; 17 x 256 has no divisor and is filled up to 3 x 6.
   for tokens, block in ((5000, 1280), (17 * 256, 6 * 256)):
-    blocks = tpu_blocks.forward(tokens, 1536, 152_064, **common)
-    assert blocks == tpu_blocks.Blocks(block, 512)
+    blocks = blocks_tpu.forward(tokens, 1536, 152_064, **common)
+    assert blocks == blocks_tpu.Blocks(block, 512)
   with pytest.raises(ValueError, match="vector memory.*kind='xla'"):
-    tpu_blocks.forward(128, 2**18, 1000, **common)
+    blocks_tpu.forward(128, 2**18, 1000, **common)
   for size, most, part in ((768, 512, 384), (1536, 512, 512), (128, 512, 128)):
-    assert tpu_blocks.part(size, most) == part
+    assert blocks_tpu.part(size, most) == part
 
 
 def test_auto_picks_by_platform_and_shape():
   common = dict(tokens=32_768, width=1536, dtype=jnp.bfloat16)
   choose = op.choose
   assert choose('auto', platform='tpu', **common) == 'pallas_tpu'
-  for platform in ('gpu', 'cuda'):
-    assert choose('auto', platform=platform, **common) == 'pallas_gpu'
-  for platform in ('cpu', 'rocm'):
-    assert choose('auto', platform=platform, **common) == 'xla'
+  assert choose('auto', platform='gpu', **common) == 'pallas_gpu'
+  assert choose('auto', platform='other', **common) == 'xla'
   for other in (
     dict(tokens=511),
     dict(width=100),

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels.token_log_prob import (
+  blocks_tpu,
   op,
   pallas_gpu,
   pallas_tpu,
   pallas_tpu_backward,
-  tpu_blocks,
 )
 from tests import quick
 
@@ -158,8 +158,8 @@ def small_blocks(tokens: int = 128, columns: int = 256, partial: int = 2**26):
     partial: bytes that a call of the TPU's backward kernel may leave behind.
   """
   patches = [
-    (tpu_blocks, {'_TOKENS': tokens, '_COLUMNS': (columns,)}),
-    (tpu_blocks, {'_ROWS': 128}),
+    (blocks_tpu, {'_TOKENS': tokens, '_COLUMNS': (columns,)}),
+    (blocks_tpu, {'_ROWS': 128}),
     (pallas_tpu, {'_WIDTH': 128}),
     (pallas_tpu_backward, {'_PARTIAL': partial}),
     (pallas_gpu, {'_TOKENS': 32, '_COLUMNS': 64, '_SLAB': 256, '_GROUP': 2}),

@@ -77,7 +77,9 @@ class Job:
     if die is not None:
       names = 'DIE_AT', 'DIE_COUNT', 'DIE_AFTER'
       watched |= {n: str(x) for n, x in zip(names, die, strict=True)}
-    self.pipe = os.fdopen(read_fd)
+    if die is not None and watch is None:
+      raise ValueError('die= is of the watched process: give watch=')
+    self.pipe, self.watch = os.fdopen(read_fd), watch
     self.processes = []
     for i in range(processes):
       module = 'tests.launch.watched' if i == watch else plain
@@ -111,13 +113,13 @@ class Job:
       self.processes.append(Process(process, err, out))
     os.close(write_fd)
 
-  def signal_at(self, moment, victim: int, number) -> list[str]:
+  def signal_at(self, moment, number) -> list[str]:
     """Sends a signal to the watched process at a moment; its events."""
     events = []
     for line in self.pipe:
       events.append(line.rstrip('\n'))
       if moment(events):
-        self.processes[victim].process.send_signal(number)
+        self.processes[self.watch].process.send_signal(number)
         break
     return events + self.events()
 

@@ -167,7 +167,7 @@ def test_signal_and_deaths(one, start64, cache, tmp_path):
 
   # The signal reaches process 1 alone, in step 1; both save and stop there.
   job = several.Job(workdir, cache, JOINT64, 2, 4, start64, watch=1)
-  job.signal_at(lambda events: events[-1] == 'status update', 1, signal.SIGTERM)
+  job.signal_at(lambda events: events[-1] == 'status update', signal.SIGTERM)
   assert job.wait(90) == [130, 130], job.processes[0].stderr()[-2000:]
   assert 'interrupted by SIGTERM' in job.processes[0].stderr()
   with CheckpointManager(

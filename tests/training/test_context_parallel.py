@@ -6,6 +6,7 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -211,6 +212,9 @@ def test_score_head_of_a_tpu_packed_and_split():
   # Rounding of each mark's gradient, which the kernel does not round.
   head = want[0]['score_head']
   assert _largest(head) > 0.01
+  # Masters are float32, and so are their gradients: sums are not rounded.
+  kernel = head['hidden_kernel']
+  assert (kernel != kernel.astype(jnp.bfloat16).astype(np.float32)).any()
   assert_trees_close(
     got[0]['score_head'], head, rtol=2**-8, atol=2**-8 * _largest(head)
   )

@@ -3,14 +3,14 @@
   python -m tests.benchmarks.kernels                    (needs an accelerator)
   python -m tests.benchmarks.kernels --target=v5p-8     (needs its compiler)
 
-Timed: seconds of a run, share of the device's bandwidth and of its bf16 peak
-that the operator's own least traffic and arithmetic make of it, and how often
-the XLA form fits into it. Compiled: temporaries, bytes through the device's
-memory as the compiled module tells them (compile_check/traffic.py), and the
-roofline seconds: of the operator (least bytes and arithmetic) and of those
-bytes. A TPU kernel's bytes are its own estimate (decode attention's is for full
-caches, of which it reads only what is written); a Triton kernel's are its
-operands and results, each once.
+Timed: milliseconds of a run, share of the device's bandwidth and of its bf16
+peak that the operator's own least traffic and arithmetic make of it, and how
+often the XLA form fits into it. Compiled: temporaries, bytes through the
+device's memory as the compiled module tells them (compile_check/traffic.py),
+and the roofline milliseconds: of the operator (least bytes and arithmetic) and
+of those bytes. A TPU kernel's bytes are its own estimate (decode attention's is
+for full caches, of which it reads only what is written); a Triton kernel's are
+its operands and results, each once, whatever part of them it reads.
 """
 
 import argparse
@@ -62,16 +62,6 @@ def cases() -> list[Case]:
   ]
 
 
-def _arguments(case: Case):
-  if case.make is not None:
-    return case.make(0)
-  keys = jax.random.split(jax.random.key(0), len(case.arguments))
-  return tuple(
-    jax.random.normal(key, x.shape, x.dtype)
-    for key, x in zip(keys, case.arguments, strict=True)
-  )
-
-
 def time_all(found: list[Case]) -> None:
   """Prints what each case takes here."""
   device = jax.devices()[0]
@@ -96,7 +86,7 @@ def time_all(found: list[Case]) -> None:
       continue
     function, shardings = placed
     function = jax.jit(function)
-    arguments = jax.device_put(_arguments(case), tuple(shardings))
+    arguments = jax.device_put(case.make(0), tuple(shardings))
     try:
       jax.block_until_ready(function(*arguments))
     except jax.errors.JaxRuntimeError as error:
@@ -152,7 +142,7 @@ def compile_all(found: list[Case], target: targets.Target) -> None:
       print(f'{_name(case)} does not fit | | | | | |', flush=True)
       continue
     seconds = time.monotonic() - started
-    moved = traffic.memory_traffic(compiled.as_text())
+    moved = traffic.memory_traffic(compiled.as_text(), case.turns)
     roof = max(case.flops / chip.flops, case.bytes / chip.memory_bandwidth)
     temporaries = compiled.memory_analysis().temp_size_in_bytes
     print(

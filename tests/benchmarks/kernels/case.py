@@ -30,8 +30,8 @@ class Case:
     arguments: their shapes.
     flops: arithmetic of the operator itself, nothing computed twice.
     bytes: least traffic of a device's memory: every array once.
-    make: arguments with values worth computing on, from a seed; None = normal
-      numbers are fine.
+    make: arguments with values worth computing on, from a seed.
+    turns: of loops whose number of turns these values decide.
     mesh: axes and their sizes; `function` then takes the mesh as a keyword, and
       flops and bytes are those of one of its devices. None = one device and no
       mesh.
@@ -46,7 +46,8 @@ class Case:
   arguments: tuple[jax.ShapeDtypeStruct, ...]
   flops: float
   bytes: float
-  make: Callable[[int], tuple] | None = None
+  make: Callable[[int], tuple]
+  turns: int = 1
   mesh: dict[str, int] | None = None
   specs: tuple[PartitionSpec, ...] = ()
 

@@ -27,7 +27,7 @@ _SHAPES = (
 )
 _SLICE_SHAPES = (((8, 8, 8, 8), 8192, True), ((10, 6, 9, 7), 8192, False))
 _SLICE = {'fsdp': 2, 'tensor': 2}
-_FORMS = ('naive', 'xla', 'pallas_tpu', 'pallas_gpu')
+_FORMS = ('xla', 'naive', 'pallas_tpu', 'pallas_gpu')
 
 
 def cases(model: str) -> list[Case]:
@@ -47,7 +47,8 @@ def cases(model: str) -> list[Case]:
   return found + [
     _case(model, H, K, h, *shape, form, _SLICE)
     for shape in _SLICE_SHAPES
-    for form in _FORMS[1:]
+    for form in _FORMS
+    if form != 'naive'
   ]
 
 

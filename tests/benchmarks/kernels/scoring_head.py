@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from kernels.scoring_head import op, reference
+from kernels.scoring_head import op, reference, steps
 from metastone_jax.model import preset
 from tests.benchmarks.kernels.case import Case
 
 BATCH, LENGTH, MARKS = 8, 8192, 4096
-FORMS = ('naive', 'xla', 'pallas_tpu', 'pallas_gpu')
+FORMS = ('xla', 'naive', 'pallas_tpu', 'pallas_gpu')
 DIRECTIONS = ('forward', 'gradient')
 _DROPOUT = 0.5
 
@@ -65,6 +65,7 @@ def _case(model, form, direction, width: int, mesh) -> Case:
     flops=2.0 * MARKS * (D + 1) * E * (3 if direction == 'gradient' else 1),
     bytes=float(traffic),
     make=functools.partial(_make, D, E, mesh),
+    turns=-(-MARKS // steps.CHUNK) if form == 'xla' else 1,
     mesh=mesh,
     specs=(place, *(PartitionSpec(),) * 4, place, rows, PartitionSpec()),
   )

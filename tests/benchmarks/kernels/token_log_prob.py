@@ -18,7 +18,7 @@ from metastone_jax.model import preset
 from tests.benchmarks.kernels.case import Case
 
 BATCH, LENGTH, COLUMNS = 8, 4096, 152_064  # of a device
-FORMS = ('naive', 'xla', 'pallas_tpu', 'pallas_gpu')
+FORMS = ('xla', 'naive', 'pallas_tpu', 'pallas_gpu')
 DIRECTIONS = ('forward', 'gradient')
 _ENTROPY_WEIGHT = 1e-3
 # Also with one device: the mesh says what the program is compiled for.

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.token_log_prob import tpu_blocks
-from kernels.token_log_prob.tpu_blocks import LANES, Blocks
+from kernels.token_log_prob import blocks_tpu
+from kernels.token_log_prob.blocks_tpu import LANES, Blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Plan:
   def tail(self) -> int:
     """Columns of d_kernel in the last tile, whole lanes."""
     before = (self.tiles - 1) * self.blocks.columns
-    return tpu_blocks.ceil_to(self.columns - before, LANES)
+    return blocks_tpu.ceil_to(self.columns - before, LANES)
 
 
 @dataclasses.dataclass(frozen=True)
