@@ -12,7 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from kernels.scoring_head import op, reference, steps
+from kernels.scoring_head import (
+  op,
+  pallas_gpu,
+  pallas_tpu_backward,
+  reference,
+  steps,
+)
 from metastone_jax.model import preset
 from tests.benchmarks.kernels.case import Case
 
@@ -22,6 +28,13 @@ DIRECTIONS = ('forward', 'gradient')
 _DROPOUT = 0.5
 
 
+# Marks of one turn of the loops over marks.
+_AT_A_TIME = {
+  'naive': MARKS,
+  'xla': steps.CHUNK,
+  'pallas_tpu': pallas_tpu_backward.ROUND_SLOTS,
+  'pallas_gpu': pallas_gpu.BLOCKS.round,
+}
 # Also with one device: the mesh says what the program is compiled for.
 _ONE, _SLICE = {'fsdp': 1, 'sequence': 1}, {'fsdp': 2, 'sequence': 2}
 
@@ -65,7 +78,7 @@ def _case(model, form, direction, width: int, mesh) -> Case:
     flops=2.0 * MARKS * (D + 1) * E * (3 if direction == 'gradient' else 1),
     bytes=float(traffic),
     make=functools.partial(_make, D, E, mesh),
-    turns=-(-MARKS // steps.CHUNK) if form == 'xla' else 1,
+    turns=-(-MARKS // _AT_A_TIME[form]),
     mesh=mesh,
     specs=(place, *(PartitionSpec(),) * 4, place, rows, PartitionSpec()),
   )
