@@ -191,6 +191,10 @@ MUTANTS = {
 @pytest.mark.parametrize('name', MUTANTS)
 def test_mutants_are_noticed(name):
   attempt, owner, attribute, broken = MUTANTS[name]
-  with mock.patch.object(owner, attribute, broken):
-    with pytest.raises(AssertionError, match='ot equal'):
-      attempt()
+  try:
+    with mock.patch.object(owner, attribute, broken):
+      jax.clear_caches()  # Newer JAX keeps what a kernel's helpers traced to.
+      with pytest.raises(AssertionError, match='ot equal'):
+        attempt()
+  finally:
+    jax.clear_caches()
