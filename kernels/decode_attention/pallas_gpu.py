@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from kernels import precision as precision_lib
 from kernels.decode_attention import masks
 from kernels.decode_attention import tiles as tiles_lib
 
@@ -200,7 +201,7 @@ def _part(
       shares=shares,
       # The kernel computes in base 2, as the hardware does.
       scale=h**-0.5 * math.log2(math.e),
-      precision='highest' if itemsize == 4 else None,
+      precision=precision_lib.of_products(k_XKhC.dtype),
     ),
     grid=(U, K, shares),
     in_specs=[pl.BlockSpec((None, None, rows, h), lambda u, k, s: (u, k, 0, 0))]

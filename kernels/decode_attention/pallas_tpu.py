@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels import precision as precision_lib
 from kernels.decode_attention import masks, step_tpu
 from kernels.decode_attention import tiles as tiles_lib
 from kernels.decode_attention import work as work_lib
@@ -152,7 +153,7 @@ def _part(
       step_tpu.kernel,
       positions=C,
       scale=h**-0.5,
-      precision='highest' if itemsize == 4 else None,
+      precision=precision_lib.of_products(k_XKhC.dtype),
       goes_on=goes_on,
     ),
     grid_spec=pltpu.PrefetchScalarGridSpec(

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from kernels import precision
 from kernels.scoring_head import dropout
 from kernels.scoring_head.marks import EXPECTED_MARKS, Slots
 
@@ -250,14 +251,13 @@ def _alive(read, kernel_ref, bias_ref, hash_ref, rows, start, rate, blocks):
     blocks: sizes.
   """
   units = pl.ds(start, blocks.units)
-  # Or float32 would be cut to the 10 bits of TF32.
-  exact = kernel_ref.dtype == jnp.float32
-  precision = jax.lax.Precision.HIGHEST if exact else None
 
   def add(k, sum_MU):
     depth = pl.ds(k * blocks.depth, blocks.depth)
     tile = kernel_ref[depth, units]
-    return sum_MU + plgpu.dot(read(depth), tile, precision=precision)
+    return sum_MU + plgpu.dot(
+      read(depth), tile, precision=precision.of_products(tile.dtype)
+    )
 
   value = jax.lax.fori_loop(
     0,

@@ -10,8 +10,6 @@ matrix unit of v6e and tpu7x idle.
 import dataclasses
 
 LANES = 128
-# Vector memory of one core where the chip is not known: v5p's and tpu7x's.
-VMEM = 64 * 2**20
 # Most tokens and columns of a block; more gains nothing, and makes the program
 # that the compiler unrolls longer.
 _TOKENS = 2048

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from kernels import precision
 from kernels.token_log_prob import pallas_common
 from kernels.token_log_prob.pallas_common import (
   COEFFICIENTS,
@@ -50,14 +51,13 @@ _PIECE_BYTES = 2**28
 
 def _product(hidden_ref, head_ref, rows, columns):
   """The tile (rows, columns) of hidden states times head, float32."""
-  exact = hidden_ref.dtype == jnp.float32
 
   def add(i, total):
     inner = pl.ds(i * WIDTH_MULTIPLE, WIDTH_MULTIPLE)
     return total + jax.lax.dot(
       hidden_ref[rows, inner],
       head_ref[inner, columns],
-      precision=jax.lax.Precision.HIGHEST if exact else None,
+      precision=precision.of_products(hidden_ref.dtype),
       preferred_element_type=jnp.float32,
     )
 
@@ -266,7 +266,9 @@ def _piece_gradients(
       interpret,
     )(hidden_nD, head, target_n - start, rows_5n, limit - start)
     dot = functools.partial(
-      jnp.einsum, preferred_element_type=jnp.float32, precision=_exact(dtype)
+      jnp.einsum,
+      preferred_element_type=jnp.float32,
+      precision=precision.of_products(dtype),
     )
     d_hidden = d_hidden + dot('nW,DW->nD', d_logits, head)
     share = dot('nD,nW->DW', hidden_nD, d_logits)[:, :width]
@@ -281,10 +283,6 @@ def _piece_gradients(
   slab = min(max(slab, _COLUMNS), _SLAB, V)
   start = jnp.zeros(hidden_nD.shape, jnp.float32), d_kernel
   return _over_slabs(add, start, V, slab)
-
-
-def _exact(dtype):
-  return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 def backward(

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels import precision
 from kernels.token_log_prob import blocks_tpu
-from kernels.token_log_prob.blocks_tpu import LANES, VMEM
+from kernels.token_log_prob.blocks_tpu import LANES
 from kernels.token_log_prob.pallas_common import (
   local_limit,
   local_target,
@@ -39,15 +40,13 @@ def spread(row, tokens: int):
 def dot(a, b, a_axis: int, b_axis: int):
   """Matrix product over one axis of each, in float32.
 
-  Float32 operands (tests; a TPU's own product rounds them to bfloat16) are not
-  rounded.
+  Float32 operands are not rounded.
   """
-  exact = jnp.float32 in (a.dtype, b.dtype)
   return jax.lax.dot_general(
     a,
     b,
     (((a_axis,), (b_axis,)), ((), ())),
-    precision=jax.lax.Precision.HIGHEST if exact else None,
+    precision=precision.of_products(jnp.promote_types(a.dtype, b.dtype)),
     preferred_element_type=jnp.float32,
   )
 
@@ -213,7 +212,7 @@ def forward(
   *,
   vocab_size: int | None,
   first: int | jax.Array = 0,
-  vmem: int = VMEM,
+  vmem: int,
   interpret: bool | pltpu.InterpretParams = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   """As `xla.forward`; D is a multiple of 128, the dtype bfloat16 or float32.

@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.token_log_prob import blocks_tpu, pallas_common
-from kernels.token_log_prob.blocks_tpu import LANES, VMEM
+from kernels.token_log_prob.blocks_tpu import LANES
 from kernels.token_log_prob.pallas_common import (
   COEFFICIENTS,
   local_limit,
@@ -263,7 +263,7 @@ def backward(
   *,
   vocab_size: int | None,
   first: int | jax.Array = 0,
-  vmem: int = VMEM,
+  vmem: int,
   interpret: bool | pltpu.InterpretParams = False,
 ) -> tuple[jax.Array, jax.Array]:
   """As `xla.backward`; `pallas_tpu.forward` says what it takes.

@@ -12,7 +12,6 @@ import dataclasses
 import importlib.util
 import pathlib
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 from absl import logging
@@ -115,10 +114,12 @@ class Pretrained:
     if is_ours(self.path):
       config, self._trained_head, self.files = read_folder(self.path)
       # Those of the machine that trained it may not exist here.
-      defaults = {field.name: field.default for field in fields(ModelConfig)}
-      self.config = dataclasses.replace(
-        config, **{name: defaults[name] for name in _MACHINE_FIELDS}
-      )
+      defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(ModelConfig)
+        if field.name in _MACHINE_FIELDS
+      }
+      self.config = dataclasses.replace(config, **defaults)
     else:
       if self.path.name.endswith('.gguf'):
         # Its package is needed for such a file only.
@@ -154,11 +155,11 @@ class Pretrained:
     Raises:
       UserError: a choice that the weights have made already.
     """
-    names = {field.name for field in fields(ModelConfig)}
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
     for name, value in choices.items():
       if name in FREE_FIELDS:
         continue
-      if name not in names:
+      if name not in fields:
         raise UserError(f'model.{name} is no model option')
       if value != getattr(self.config, name):
         raise UserError(

@@ -212,7 +212,7 @@ def decode_step(
   """
   slots = problems * candidates
   forward = config.forward_flops(slots, prompt + context)
-  forward += 4.0 * slots * (config.width**2 + config.width)  # the score head
+  forward += config.score_flops(slots)
   cache = cache_bytes_a_token(config) * (problems * prompt + slots * context)
   weights = config.num_backbone_parameters + config.num_score_parameters
   if not config.tied_embeddings:

@@ -165,6 +165,10 @@ class ModelConfig:
     embeddings = self.vocab_size * D * (1 if self.tied_embeddings else 2)
     return self.num_layers * block + embeddings + D
 
+  def score_flops(self, tokens: int) -> float:
+    """FLOPs of the score head at so many positions, forward."""
+    return 4.0 * tokens * (self.width**2 + self.width)
+
   def forward_flops(self, tokens: int, context: float) -> float:
     """FLOPs of one forward pass over `tokens` tokens, causal, no recompute.
 

@@ -30,7 +30,7 @@ def shares(model: str) -> tuple[float, float]:
     devices=1,
     tensor=1,
   )
-  flops = 4.0 * PROBLEMS * CANDIDATES * (config.width**2 + config.width)
+  flops = config.score_flops(PROBLEMS * CANDIDATES)
   moved = 2.0 * config.num_score_parameters
   return flops / step.flops, moved / step.memory_bytes
 

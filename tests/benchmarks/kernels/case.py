@@ -12,7 +12,6 @@ from jax.sharding import (
   Mesh,
   NamedSharding,
   PartitionSpec,
-  SingleDeviceSharding,
 )
 
 
@@ -31,11 +30,11 @@ class Case:
     flops: arithmetic of the operator itself, nothing computed twice.
     bytes: least traffic of a device's memory: every array once.
     make: arguments with values worth computing on, from a seed.
-    turns: of loops whose number of turns these values decide.
-    mesh: axes and their sizes; `function` then takes the mesh as a keyword, and
-      flops and bytes are those of one of its devices. None = one device and no
-      mesh.
+    mesh: axes and their sizes, also of one device: it says what the program is
+      compiled for. `function` takes the mesh as a keyword; flops and bytes are
+      those of one of its devices.
     specs: how the arguments lie on it.
+    turns: of loops whose number of turns the values decide.
   """
 
   operator: str
@@ -47,18 +46,15 @@ class Case:
   flops: float
   bytes: float
   make: Callable[[int], tuple]
+  mesh: dict[str, int]
+  specs: tuple[PartitionSpec, ...]
   turns: int = 1
-  mesh: dict[str, int] | None = None
-  specs: tuple[PartitionSpec, ...] = ()
 
   def on(self, devices: Sequence[jax.Device]) -> tuple[Callable, list] | None:
     """The function, and how its arguments lie on these devices.
 
     None where they are too few.
     """
-    if self.mesh is None:
-      sharding = SingleDeviceSharding(devices[0])
-      return self.function, [sharding] * len(self.arguments)
     count = math.prod(self.mesh.values())
     if count > len(devices):
       return None

@@ -6,6 +6,7 @@ by heads.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ _SHAPES = (
   ((8, 8, 8), 32768, True),
 )
 _SLICE_SHAPES = (((8, 8, 8, 8), 8192, True), ((10, 6, 9, 7), 8192, False))
-_SLICE = {'fsdp': 2, 'tensor': 2}
+_ONE, _SLICE = {'fsdp': 1, 'tensor': 1}, {'fsdp': 2, 'tensor': 2}
 _FORMS = ('xla', 'naive', 'pallas_tpu', 'pallas_gpu')
 
 
@@ -40,7 +41,7 @@ def cases(model: str) -> list[Case]:
   config = preset(name)
   H, K, h = config.num_heads, config.num_kv_heads, config.head_width
   found = [
-    _case(model, H // tensor, K // tensor, h, *shape, form)
+    _case(model, H // tensor, K // tensor, h, *shape, form, _ONE)
     for shape in _SHAPES
     for form in _FORMS
   ]
@@ -52,10 +53,10 @@ def cases(model: str) -> list[Case]:
   ]
 
 
-def _case(model, H, K, h, counts, R, equal, form, mesh=None) -> Case:
+def _case(model, H, K, h, counts, R, equal, form, mesh) -> Case:
   P, B, S = len(counts), sum(counts), PROMPT
   # Numbers of a device's own prompts.
-  local = np.arange(P, dtype=np.int32) % (P // (mesh or {}).get('fsdp', 1))
+  local = np.arange(P, dtype=np.int32) % (P // mesh['fsdp'])
   prompt_B = np.repeat(local, counts)
   bf16 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
   arguments = (
@@ -70,13 +71,13 @@ def _case(model, H, K, h, counts, R, equal, form, mesh=None) -> Case:
   if not equal:
     arguments += (jax.ShapeDtypeStruct((B,), jnp.int32),)
 
-  def function(*arrays, mesh=None):
+  def function(*arrays, mesh):
     given = arrays[7] if len(arrays) > 7 else None
     if form == 'naive':
       return reference.decode_attention(
         *arrays[:7], jnp.asarray(prompt_B) if given is None else given
       )
-    split = mesh and Split(mesh, ('fsdp',), heads=('tensor',))
+    split = Split(mesh, ('fsdp',), heads=('tensor',))
     return decode_attention(*arrays[:7], prompt_B=given, kind=form, split=split)
 
   def make(seed: int) -> tuple:
@@ -92,12 +93,13 @@ def _case(model, H, K, h, counts, R, equal, form, mesh=None) -> Case:
     return *arrays, *masks, *(() if equal else (jnp.asarray(prompt_B),))
 
   groups = 'equal' if equal else 'ragged'
-  devices = 1 if mesh is None else 4
+  devices = math.prod(mesh.values())
   cache = PartitionSpec('fsdp', 'tensor')
   return Case(
     operator='decode_attention',
     shape=f'{model}, {B} slots of {P} problem{"s" * (P > 1)} ({groups}), '
-    f'{WRITTEN:,} of {R:,} written' + (', 1 of 2 x 2 devices' if mesh else ''),
+    f'{WRITTEN:,} of {R:,} written'
+    + (', 1 of 2 x 2 devices' if devices > 1 else ''),
     form=form,
     direction='forward',
     function=function,

@@ -35,7 +35,6 @@ _AT_A_TIME = {
   'pallas_tpu': pallas_tpu_backward.ROUND_SLOTS,
   'pallas_gpu': pallas_gpu.BLOCKS.round,
 }
-# Also with one device: the mesh says what the program is compiled for.
 _ONE, _SLICE = {'fsdp': 1, 'sequence': 1}, {'fsdp': 2, 'sequence': 2}
 
 

@@ -21,7 +21,6 @@ BATCH, LENGTH, COLUMNS = 8, 4096, 152_064  # of a device
 FORMS = ('xla', 'naive', 'pallas_tpu', 'pallas_gpu')
 DIRECTIONS = ('forward', 'gradient')
 _ENTROPY_WEIGHT = 1e-3
-# Also with one device: the mesh says what the program is compiled for.
 _ONE, _SLICE = {'fsdp': 1, 'tensor': 1}, {'fsdp': 2, 'tensor': 2}
 
 
