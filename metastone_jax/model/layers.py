@@ -4,7 +4,7 @@ Parameter leaves carry the standard names; kernels are stored input-first, as
 they are multiplied: q_kernel (D, H, h), o_kernel (H, h, D), gate_kernel (D, F).
 A block runs in two forms over the same parameters: `__call__` over whole
 sequences (training, prefill, returning its keys and values) and `decode` for
-one new token a candidate.
+one new token a slot (a candidate that is being written).
 """
 
 import dataclasses
@@ -50,57 +50,48 @@ class LayerCache:
 
   Attributes:
     prompt_k_PKhS, prompt_v_PKSh: the prompts' cache, one a PROBLEM.
-    own_k_PNKhR, own_v_PNKRh: what each candidate wrote, R slots.
+    own_k_BKhR, own_v_BKRh: what each slot wrote, R columns.
   """
 
   prompt_k_PKhS: jax.Array
   prompt_v_PKSh: jax.Array
-  own_k_PNKhR: jax.Array
-  own_v_PNKRh: jax.Array
+  own_k_BKhR: jax.Array
+  own_v_BKRh: jax.Array
 
   @classmethod
   def open(
-    cls,
-    k_PSKh: jax.Array,
-    v_PSKh: jax.Array,
-    num_candidates: int,
-    num_slots: int,
+    cls, k_PSKh: jax.Array, v_PSKh: jax.Array, slots: int, columns: int
   ) -> 'LayerCache':
-    """The cache of a prefilled prompt, no candidate token written yet."""
-    P, _, K, h = k_PSKh.shape
-    own = (P, num_candidates, K)
+    """The cache of prefilled prompts, no slot's token written yet."""
+    K, h = k_PSKh.shape[2:]
     return cls(
       prompt_k_PKhS=jnp.transpose(k_PSKh, (0, 2, 3, 1)),
       prompt_v_PKSh=jnp.transpose(v_PSKh, (0, 2, 1, 3)),
-      own_k_PNKhR=jnp.zeros((*own, h, num_slots), k_PSKh.dtype),
-      own_v_PNKRh=jnp.zeros((*own, num_slots, h), v_PSKh.dtype),
+      own_k_BKhR=jnp.zeros((slots, K, h, columns), k_PSKh.dtype),
+      own_v_BKRh=jnp.zeros((slots, K, columns, h), v_PSKh.dtype),
     )
 
   def write(
-    self, k_PNKh: jax.Array, v_PNKh: jax.Array, slot: jax.Array
+    self, k_BKh: jax.Array, v_BKh: jax.Array, column: jax.Array
   ) -> 'LayerCache':
-    """Puts one new key and value a candidate at `slot`."""
+    """Puts one new key and value a slot at `column`."""
     update = jax.lax.dynamic_update_slice_in_dim
     return dataclasses.replace(
       self,
-      own_k_PNKhR=update(self.own_k_PNKhR, k_PNKh[..., None], slot, axis=4),
-      own_v_PNKRh=update(self.own_v_PNKRh, v_PNKh[:, :, :, None], slot, axis=3),
+      own_k_BKhR=update(self.own_k_BKhR, k_BKh[..., None], column, axis=3),
+      own_v_BKRh=update(self.own_v_BKRh, v_BKh[:, :, None], column, axis=2),
     )
 
-  def select(self, best_P: jax.Array, extra_slots: int) -> 'LayerCache':
-    """One candidate a problem (P, 1, ...), with room for more slots."""
-
-    def chosen(x, axis):
-      index = best_P.reshape((-1,) + (1,) * (x.ndim - 1))
-      x = jnp.take_along_axis(x, index, axis=1)
-      pads = [(0, 0)] * x.ndim
-      pads[axis] = (0, extra_slots)
-      return jnp.pad(x, pads)
-
+  def select(self, slot_P: jax.Array, extra: int) -> 'LayerCache':
+    """One slot a prompt, with room for `extra` more columns."""
     return dataclasses.replace(
       self,
-      own_k_PNKhR=chosen(self.own_k_PNKhR, 4),
-      own_v_PNKRh=chosen(self.own_v_PNKRh, 3),
+      own_k_BKhR=jnp.pad(
+        self.own_k_BKhR[slot_P], ((0, 0), (0, 0), (0, 0), (0, extra))
+      ),
+      own_v_BKRh=jnp.pad(
+        self.own_v_BKRh[slot_P], ((0, 0), (0, 0), (0, extra), (0, 0))
+      ),
     )
 
 
@@ -215,35 +206,33 @@ class Block(nnx.Module):
 
   def decode(
     self,
-    x_PND: jax.Array,
+    x_B1D: jax.Array,
     cos: jax.Array,
     sin: jax.Array,
     cache: LayerCache,
-    slot: jax.Array,
+    column: jax.Array,
     prompt_valid_PS: jax.Array,
-    own_valid_PNR: jax.Array,
+    own_valid_BR: jax.Array,
+    prompt_B: jax.Array | None,
     sharder: Sharder,
   ) -> tuple[jax.Array, LayerCache]:
-    """One token a candidate, its keys and values written at `slot`.
+    """One token a slot, its keys and values written at `column`.
 
     Args:
-      x_PND: embedded tokens or the previous block's output.
-      cos, sin: of each candidate's position, (P, N, h / 2).
+      x_B1D: embedded tokens or the previous block's output.
+      cos, sin: of each slot's position, (B, 1, h / 2).
       cache: this layer's cache.
-      slot: int scalar, the own-cache slot written by every candidate.
+      column: int scalar, the column of the own caches that is written.
       prompt_valid_PS: real prompt positions.
-      own_valid_PNR: slots that may be read, `slot` included.
+      own_valid_BR: columns that may be read, `column` included.
+      prompt_B: see `kernels.decode_attention`.
       sharder: activation shardings.
 
     Returns:
-      the residual stream (P, N, D) and the cache with the slot written.
+      the residual stream (B, 1, D) and the cache with the column written.
     """
-    q, k, v = self._qkv(x_PND, cos, sin)
-    cache = cache.write(k, v, slot)
-
-    def slots(x_PN):
-      return x_PN.reshape(-1, *x_PN.shape[2:])
-
+    q, k, v = self._qkv(x_B1D, cos, sin)
+    cache = cache.write(k[:, 0], v[:, 0], column)
     split = None
     if sharder.mesh is not None:
       batch, heads = sharder.mesh_axes(
@@ -251,18 +240,19 @@ class Block(nnx.Module):
       )
       split = DecodeSplit(sharder.mesh, batch, heads=heads)
     out = decode_attention(
-      slots(q),
+      q[:, 0],
       cache.prompt_k_PKhS,
       cache.prompt_v_PKSh,
-      slots(cache.own_k_PNKhR),
-      slots(cache.own_v_PNKRh),
+      cache.own_k_BKhR,
+      cache.own_v_BKRh,
       prompt_valid_PS,
-      slots(own_valid_PNR),
+      own_valid_BR,
+      prompt_B=prompt_B,
       kind=self.config.decode_attention,
       split=split,
       interpret=self.config.interpret_kernels,
-    ).reshape(q.shape)
-    x = x_PND + jnp.einsum('BTHh,HhD->BTD', out, self._cast(self.o_kernel))
+    )[:, None]
+    x = x_B1D + jnp.einsum('BTHh,HhD->BTD', out, self._cast(self.o_kernel))
     return self._feed_forward(x, sharder), cache
 
 

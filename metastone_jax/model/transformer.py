@@ -279,17 +279,17 @@ class ReflectiveModel(nnx.Module):
     prompt_PS: jax.Array,
     length_P: jax.Array,
     *,
-    num_candidates: int,
-    num_slots: int,
+    slots: int,
+    columns: int,
     sharder: Sharder,
   ) -> tuple[jax.Array, jax.Array, tuple[LayerCache, ...]]:
-    """Runs each prompt once and opens the caches of its candidates.
+    """Runs each prompt once and opens the caches of its slots.
 
     Args:
       prompt_PS: right-padded prompts.
       length_P: real tokens of each prompt, >= 1.
-      num_candidates: N.
-      num_slots: R, own-cache slots a candidate.
+      slots: B, own caches.
+      columns: R of each.
       sharder: activation shardings.
 
     Returns:
@@ -309,52 +309,60 @@ class ReflectiveModel(nnx.Module):
     last = (length_P - 1)[:, None, None]
     hidden_PD = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
     feature_PD = jnp.take_along_axis(feature, last, axis=1)[:, 0]
-    caches = [
-      LayerCache.open(k, v, num_candidates, num_slots) for k, v in layers
-    ]
+    caches = [LayerCache.open(k, v, slots, columns) for k, v in layers]
     return hidden_PD, feature_PD, tuple(caches)
 
   def decode(
     self,
-    token_PN: jax.Array,
-    position_PN: jax.Array,
+    token_B: jax.Array,
+    position_B: jax.Array,
     caches: tuple[LayerCache, ...],
-    slot: jax.Array,
+    column: jax.Array,
     prompt_valid_PS: jax.Array,
-    own_valid_PNR: jax.Array,
+    own_valid_BR: jax.Array,
+    prompt_B: jax.Array | None = None,
     *,
     layers: list[Block],
     sharder: Sharder,
   ) -> tuple[jax.Array, jax.Array, tuple[LayerCache, ...]]:
-    """Reads one new token a candidate.
+    """Reads one new token a slot.
 
     Args:
-      token_PN: the tokens.
-      position_PN: their positions (prompt included).
+      token_B: the tokens.
+      position_B: their positions (prompt included).
       caches: one LayerCache a layer.
-      slot: int scalar, own-cache slot to write.
+      column: int scalar, the column of the own caches to write.
       prompt_valid_PS: real prompt positions.
-      own_valid_PNR: own slots that may be read, `slot` included.
+      own_valid_BR: columns that may be read, `column` included.
+      prompt_B: the prompt of each slot; None = equal groups.
       layers: `self.layers()`, made once outside the decode loop.
       sharder: activation shardings.
 
     Returns:
-      hidden_PND (final norm), feature_PND entering block f, updated caches.
+      hidden_BD (final norm), feature_BD entering block f, updated caches.
     """
     config = self.config
-    cos, sin = self._rotation(position_PN)
-    x = self.embed(token_PN)
+    cos, sin = self._rotation(position_B[:, None])
+    x = self.embed(token_B[:, None])
     feature = None
     updated = []
     for index, (layer, cache) in enumerate(zip(layers, caches, strict=True)):
       if index == config.split:
         feature = x
       x, cache = layer.decode(
-        x, cos, sin, cache, slot, prompt_valid_PS, own_valid_PNR, sharder
+        x,
+        cos,
+        sin,
+        cache,
+        column,
+        prompt_valid_PS,
+        own_valid_BR,
+        prompt_B,
+        sharder,
       )
       updated.append(cache)
     hidden = rms_norm(x, self.final_norm[...], config.norm_eps)
-    return hidden, feature, tuple(updated)
+    return hidden[:, 0], feature[:, 0], tuple(updated)
 
   def layers(self) -> list[Block]:
     """All blocks one by one: the decode loop unrolls them.

@@ -15,6 +15,7 @@ from metastone_jax.errors import UserError
 from metastone_jax.model import ModelConfig, Params, ReflectiveModel
 from metastone_jax.parallel import Sharder
 from metastone_jax.sampling import rollout as rollout_lib
+from metastone_jax.sampling import slots as slots_lib
 from metastone_jax.sampling import strategies
 from metastone_jax.sampling.config import SamplingConfig, check_num_candidates
 
@@ -138,53 +139,54 @@ def best_of_k(
   model = ReflectiveModel.bind(
     model_config, rollout_lib.decode_params(params, model_config)
   )
-  keys_PN = strategies.row_keys(seed, draw_P, candidate_N)
-  valid_PS = rollout_lib.prompt_valid(prompt_PS, length_P)
-  state = rollout_lib.start(
+  slots = rollout_lib.start(
     model,
     prompt_PS,
     length_P,
-    num_candidates=k,
+    strategies.row_keys(seed, draw_P, candidate_N),
     config=config,
     sharder=sharder,
   )
-  state = rollout_lib.decode_loop(
+  slots, records = slots_lib.decode_loop(
     model,
-    state,
-    keys_PN,
-    valid_PS,
+    slots,
+    turns=config.max_response_length,
     config=config,
     stop_ids=(config.think_end_id,),
     sharder=sharder,
   )
-  candidates = rollout_lib.finish(state, prompt_PS, length_P, config=config)
+  candidates = rollout_lib.finish(
+    model, slots, records, prompt_PS, length_P, config=config
+  )
   # A forced </think> ends a trace, but it is no finished thought.
   natural_PN = candidates.finished_PN & ~jnp.any(candidates.forced_PNR, axis=-1)
   best_P = select_best(
     candidates.score_PN, natural_PN, released=config.released_selection
   )
-  answer = rollout_lib.continue_from(
-    state, best_P, answer_length, config.pad_id
-  )
-  answer = rollout_lib.decode_loop(
+  answer, written = slots_lib.decode_loop(
     model,
-    answer,
-    jnp.take_along_axis(keys_PN, best_P[:, None], axis=1),
-    valid_PS,
+    rollout_lib.continue_from(
+      slots, jnp.arange(len(best_P)) * k + best_P, answer_length
+    ),
+    turns=answer_length,
     config=config,
     stop_ids=config.stop_ids,
     sharder=sharder,
   )
-  # Close the gap between the trace's end and the answer's first slot.
-  R = candidates.token_PNR.shape[-1]
-  thought_P = jnp.take_along_axis(candidates.length_PN, best_P[:, None], axis=1)
+  # The answer follows the trace without a gap.
+  R = config.max_response_length
+  pick_P = best_P[:, None]
+  thought_P1 = jnp.take_along_axis(candidates.length_PN, pick_P, axis=1)
+  trace_PR = jnp.take_along_axis(
+    candidates.token_PNR, pick_P[..., None], axis=1
+  )[:, 0]
   place_A = jnp.arange(R + answer_length)[None]
-  index_PA = jnp.where(place_A < thought_P, place_A, place_A - thought_P + R)
-  total_P = jnp.sum(answer.own_valid_PNR[:, 0], axis=-1).astype(jnp.int32)
+  index_PA = jnp.where(place_A < thought_P1, place_A, place_A - thought_P1 + R)
   token_PA = jnp.take_along_axis(
-    answer.token_PNR[:, 0],
+    jnp.concatenate([trace_PR, written.token_BC], axis=1),
     jnp.minimum(index_PA, R + answer_length - 1),
     axis=1,
   )
+  total_P = answer.written_B
   token_PA = jnp.where(place_A < total_P[:, None], token_PA, config.pad_id)
-  return BestOfK(candidates, best_P, token_PA, total_P, answer.done_PN[:, 0])
+  return BestOfK(candidates, best_P, token_PA, total_P, answer.stopped_B)

@@ -1,76 +1,26 @@
 """One compiled program draws all candidates of a batch of problems.
 
-Prefill runs once a problem; a `while_loop` writes one token a candidate a turn
-and stops when every candidate has ended. The score head reads the feature at
-the very moment a token is drawn (SPEC 1: the position whose next token is the
-mark), so a trace is scored when its last token is written: no second model, no
-re-read.
-
-The loop carries hidden states, not logits, and slots are common to all rows
-(what a row may read is a mask), so a finished or forked row needs no care:
-`continue_from` goes on from chosen rows of an earlier draw.
+Prefill runs once a problem; a loop writes one token a candidate a turn
+(`slots`) and stops when every candidate has ended. A trace is scored while it
+is written: no second model, no re-read.
 """
 
 import dataclasses
-import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from metastone_jax.model import (
-  LayerCache,
-  ModelConfig,
-  Params,
-  ReflectiveModel,
-)
+from metastone_jax.model import ModelConfig, Params, ReflectiveModel
 from metastone_jax.parallel import Sharder
+from metastone_jax.sampling import slots as slots_lib
 from metastone_jax.sampling import strategies
 from metastone_jax.sampling.config import SamplingConfig, check_num_candidates
+from metastone_jax.sampling.slots import Records, Slots
 from metastone_jax.sprm import (
   step_feature_mask,
   thinking_end_feature_mask,
   trace_score,
 )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class DecodeState:
-  """The carry of the decode loop: P problems, N candidates, R slots.
-
-  Attributes:
-    slot: int32 scalar, the response slot drawn next.
-    hidden_PND: final hidden state that predicts the next token.
-    feature_PND: score feature at the same position.
-    caches: one LayerCache a layer.
-    own_valid_PNR: slots of the own cache a candidate may read.
-    position_PN: position of the token drawn next.
-    thinking_PN: a <think> is open.
-    num_thinking_PN: thinking tokens written so far.
-    done_PN: the candidate has ended.
-    token_PNR: what was drawn, pad after the end.
-    log_prob_PNR: its log-prob at the rollout temperature, unfiltered.
-    step_logit_PNR: z at the position that predicts each token.
-    last_step_logit_PN: z at the last position, which predicts nothing yet;
-      written when the loop ends.
-    forced_PNR: the token was forced (a thinking budget), not drawn.
-  """
-
-  slot: jax.Array
-  hidden_PND: jax.Array
-  feature_PND: jax.Array
-  caches: tuple[LayerCache, ...]
-  own_valid_PNR: jax.Array
-  position_PN: jax.Array
-  thinking_PN: jax.Array
-  num_thinking_PN: jax.Array
-  done_PN: jax.Array
-  token_PNR: jax.Array
-  log_prob_PNR: jax.Array
-  step_logit_PNR: jax.Array
-  last_step_logit_PN: jax.Array
-  forced_PNR: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -86,7 +36,8 @@ class Rollout:
       the end.
     forced_PNR: tokens that were forced by a thinking budget: no policy
       gradient there.
-    step_logit_PNR: z at the position predicting token r (dropout off).
+    step_logit_PNR: z at the position predicting token r (dropout off), where
+      that is a step mark or </think>; else 0.
     step_mask_PNR: where token r is a counted mark.
     score_PN: trace scores.
   """
@@ -119,147 +70,57 @@ def start(
   model: ReflectiveModel,
   prompt_PS: jax.Array,
   length_P: jax.Array,
+  key_PN: jax.Array,
   *,
-  num_candidates: int,
   config: SamplingConfig,
   sharder: Sharder,
-) -> DecodeState:
-  """Prefill: the state before the first draw."""
-  P, N, R = prompt_PS.shape[0], num_candidates, config.max_response_length
+) -> Slots:
+  """Prefill: the slots, N a prompt, before the first draw.
+
+  Args:
+    model: with parameters in the compute dtype.
+    prompt_PS: right-padded prompts.
+    length_P: tokens of each.
+    key_PN: `strategies.row_keys`.
+    config: lengths, budget, ids.
+    sharder: mesh, or an empty Sharder().
+  """
+  (P, N), R = key_PN.shape, config.max_response_length
+  B = P * N
   hidden_PD, feature_PD, caches = model.prefill(
-    prompt_PS,
-    length_P,
-    num_candidates=N,
-    num_slots=R,
-    sharder=sharder,
+    prompt_PS, length_P, slots=B, columns=R, sharder=sharder
   )
   valid_PS = prompt_valid(prompt_PS, length_P)
-  opened = jnp.sum(
-    jnp.where(valid_PS, prompt_PS == config.think_start_id, False), axis=1
-  )
-  closed = jnp.sum(
-    jnp.where(valid_PS, prompt_PS == config.think_end_id, False), axis=1
-  )
-
-  def per_candidate(x_P):
-    return jnp.broadcast_to(x_P[:, None], (P, N) + x_P.shape[1:])
-
-  acc = jnp.promote_types(hidden_PD.dtype, jnp.float32)
-  return DecodeState(
-    slot=jnp.zeros((), jnp.int32),
-    hidden_PND=per_candidate(hidden_PD),
-    feature_PND=per_candidate(feature_PD),
+  zero_B = jnp.zeros(B, jnp.int32)
+  budget = R if config.thinking_budget is None else config.thinking_budget
+  return Slots(
+    column=jnp.zeros((), jnp.int32),
     caches=caches,
-    own_valid_PNR=jnp.zeros((P, N, R), bool),
-    position_PN=per_candidate(length_P.astype(jnp.int32)),
-    thinking_PN=per_candidate(opened > closed),
-    num_thinking_PN=jnp.zeros((P, N), jnp.int32),
-    done_PN=jnp.zeros((P, N), bool),
-    token_PNR=jnp.full((P, N, R), config.pad_id, jnp.int32),
-    log_prob_PNR=jnp.zeros((P, N, R), acc),
-    step_logit_PNR=jnp.zeros((P, N, R), acc),
-    last_step_logit_PN=jnp.zeros((P, N), acc),
-    forced_PNR=jnp.zeros((P, N, R), bool),
+    own_valid_BR=jnp.zeros((B, R), bool),
+    prompt_valid_PS=valid_PS,
+    prompt_B=None,
+    hidden_BD=jnp.repeat(hidden_PD, N, axis=0),
+    feature_BD=jnp.repeat(feature_PD, N, axis=0),
+    key_B=key_PN.reshape(B),
+    position_B=jnp.repeat(length_P.astype(jnp.int32), N),
+    written_B=zero_B,
+    limit_B=zero_B + R,
+    budget_B=zero_B + budget,
+    thinking_B=jnp.repeat(thinking_open(prompt_PS, valid_PS, config), N),
+    num_thinking_B=zero_B,
+    stopped_B=zero_B != 0,
   )
 
 
-def _is_any(token: jax.Array, ids: tuple[int, ...]) -> jax.Array:
-  return functools.reduce(jnp.logical_or, [token == i for i in ids])
+def thinking_open(
+  prompt_PS: jax.Array, valid_PS: jax.Array, config: SamplingConfig
+) -> jax.Array:
+  """bool (P,): the prompt opens a <think> that it does not close."""
 
+  def count(token):
+    return jnp.sum(valid_PS & (prompt_PS == token), axis=1)
 
-def decode_loop(
-  model: ReflectiveModel,
-  state: DecodeState,
-  keys_PN: jax.Array,
-  valid_PS: jax.Array,
-  *,
-  config: SamplingConfig,
-  stop_ids: tuple[int, ...],
-  sharder: Sharder,
-) -> DecodeState:
-  """Draws until every candidate wrote a stop id or its last slot."""
-  R = state.token_PNR.shape[-1]
-  layers = model.layers()
-
-  def unfinished(state: DecodeState):
-    return (state.slot < R) & ~jnp.all(state.done_PN)
-
-  def turn(state: DecodeState) -> DecodeState:
-    slot, done = state.slot, state.done_PN
-    logits_PNV = model.logits(state.hidden_PND)
-    token_PN, log_prob_PN = strategies.draw_tokens(
-      logits_PNV,
-      keys_PN,
-      slot,
-      temperature=config.temperature,
-      top_k=config.top_k,
-      top_p=config.top_p,
-    )
-    forced_PN = jnp.zeros_like(done)
-    if config.thinking_budget is not None:
-      forced_PN = (
-        state.thinking_PN
-        & (state.num_thinking_PN >= config.thinking_budget)
-        & (token_PN != config.think_end_id)
-      )
-      token_PN = jnp.where(forced_PN, config.think_end_id, token_PN)
-      scale = config.temperature or 1.0
-      log_prob_PN = strategies.log_prob_of(logits_PNV / scale, token_PN)
-    token_PN = jnp.where(done, config.pad_id, token_PN)
-    step_logit_PN = model.score(state.feature_PND)
-
-    def record(rows_PNR, value_PN):
-      value_PN = jnp.where(done, 0, value_PN).astype(rows_PNR.dtype)
-      return jax.lax.dynamic_update_slice_in_dim(
-        rows_PNR, value_PN[..., None], slot, axis=2
-      )
-
-    # The tags themselves are no thinking tokens.
-    inside = state.thinking_PN & (token_PN != config.think_end_id)
-    thinking = inside | (token_PN == config.think_start_id)
-    own_valid = jax.lax.dynamic_update_slice_in_dim(
-      state.own_valid_PNR, ~done[..., None], slot, axis=2
-    )
-    hidden, feature, caches = model.decode(
-      token_PN,
-      state.position_PN,
-      state.caches,
-      slot,
-      valid_PS,
-      own_valid,
-      layers=layers,
-      sharder=sharder,
-    )
-
-    def freeze(old, new):
-      return jnp.where(done[..., None], old, new)
-
-    return DecodeState(
-      slot=slot + 1,
-      hidden_PND=freeze(state.hidden_PND, hidden),
-      feature_PND=freeze(state.feature_PND, feature),
-      caches=caches,
-      own_valid_PNR=own_valid,
-      position_PN=state.position_PN + ~done,
-      thinking_PN=thinking,
-      num_thinking_PN=state.num_thinking_PN + (inside & ~done),
-      done_PN=done | _is_any(token_PN, stop_ids),
-      token_PNR=jax.lax.dynamic_update_slice_in_dim(
-        state.token_PNR, token_PN[..., None], slot, axis=2
-      ),
-      log_prob_PNR=record(state.log_prob_PNR, log_prob_PN),
-      step_logit_PNR=record(state.step_logit_PNR, step_logit_PN),
-      last_step_logit_PN=state.last_step_logit_PN,
-      forced_PNR=record(state.forced_PNR, forced_PN),
-    )
-
-  state = jax.lax.while_loop(unfinished, turn, state)
-  return dataclasses.replace(
-    state,
-    last_step_logit_PN=model.score(state.feature_PND).astype(
-      state.last_step_logit_PN.dtype
-    ),
-  )
+  return count(config.think_start_id) > count(config.think_end_id)
 
 
 def _joined(prompt_PS, length_P, token_PNR, pad_id):
@@ -282,17 +143,27 @@ def _joined(prompt_PS, length_P, token_PNR, pad_id):
 
 
 def finish(
-  state: DecodeState,
+  model: ReflectiveModel,
+  slots: Slots,
+  records: Records,
   prompt_PS: jax.Array,
   length_P: jax.Array,
   *,
   config: SamplingConfig,
 ) -> Rollout:
-  """Marks, trace scores and lengths of a finished draw."""
-  P, N, R = state.token_PNR.shape
-  written_PN = jnp.sum(state.own_valid_PNR, axis=-1).astype(jnp.int32)
-  joined = _joined(prompt_PS, length_P, state.token_PNR, config.pad_id)
-  rows = joined.reshape(P * N, -1)
+  """Marks, trace scores and lengths of a finished draw of equal groups."""
+  P = prompt_PS.shape[0]
+  B, R = records.token_BC.shape
+  N = B // P
+
+  def in_groups(x_B):
+    return x_B.reshape(P, N, *x_B.shape[1:])
+
+  token_PNR = in_groups(records.token_BC)
+  step_logit_PNR = in_groups(records.step_logit_BC)
+  written_PN = jnp.sum(in_groups(records.written_BC), axis=-1, dtype=jnp.int32)
+  joined = _joined(prompt_PS, length_P, token_PNR, config.pad_id)
+  rows = joined.reshape(B, -1)
   row_length = (length_P[:, None] + written_PN).reshape(-1)
   tags = dict(
     think_start_id=config.think_start_id, think_end_id=config.think_end_id
@@ -308,31 +179,32 @@ def finish(
   )
 
   def of_response(mask_BT):
-    picked = jnp.take_along_axis(mask_BT.reshape(P, N, -1), index_PR, axis=2)
+    picked = jnp.take_along_axis(in_groups(mask_BT), index_PR, axis=2)
     return picked & (jnp.arange(R) < written_PN[..., None])
 
   step_mask_PNR = of_response(mask)
   # The last thinking position predicts </think> (a response token) or, where
   # none was written, nothing yet.
   end_PNR = of_response(end_mask)
+  last_B = model.score(slots.feature_BD[:, None])[:, 0]
   fallback_PN = jnp.where(
     jnp.any(end_PNR, axis=-1),
-    jnp.sum(jnp.where(end_PNR, state.step_logit_PNR, 0), axis=-1),
-    state.last_step_logit_PN,
+    jnp.sum(jnp.where(end_PNR, step_logit_PNR, 0), axis=-1),
+    in_groups(last_B).astype(step_logit_PNR.dtype),
   )
   score_PN = trace_score(
-    state.step_logit_PNR,
+    step_logit_PNR,
     step_mask_PNR,
     aggregator=config.aggregator,
     fallback_logit_B=None if config.released_selection else fallback_PN,
   )
   return Rollout(
-    token_PNR=state.token_PNR,
+    token_PNR=token_PNR,
     length_PN=written_PN,
-    finished_PN=state.done_PN,
-    log_prob_PNR=state.log_prob_PNR,
-    forced_PNR=state.forced_PNR,
-    step_logit_PNR=state.step_logit_PNR,
+    finished_PN=in_groups(slots.stopped_B),
+    log_prob_PNR=in_groups(records.log_prob_BC),
+    forced_PNR=in_groups(records.forced_BC),
+    step_logit_PNR=step_logit_PNR,
     step_mask_PNR=step_mask_PNR,
     score_PN=score_PN,
   )
@@ -376,63 +248,58 @@ def sample(
   model = ReflectiveModel.bind(
     model_config, decode_params(params, model_config)
   )
-  state = start(
+  slots = start(
     model,
     prompt_PS,
     length_P,
-    num_candidates=candidate_N.shape[0],
+    strategies.row_keys(seed, draw_P, candidate_N),
     config=config,
     sharder=sharder,
   )
-  state = decode_loop(
+  slots, records = slots_lib.decode_loop(
     model,
-    state,
-    strategies.row_keys(seed, draw_P, candidate_N),
-    prompt_valid(prompt_PS, length_P),
+    slots,
+    turns=config.max_response_length,
     config=config,
     stop_ids=config.stop_ids,
     sharder=sharder,
   )
-  return finish(state, prompt_PS, length_P, config=config)
+  return finish(model, slots, records, prompt_PS, length_P, config=config)
 
 
-def continue_from(
-  state: DecodeState, best_P: jax.Array, extra_slots: int, pad_id: int
-) -> DecodeState:
-  """The state of one chosen candidate a problem, with more slots.
+def continue_from(slots: Slots, slot_P: jax.Array, extra: int) -> Slots:
+  """One chosen slot a prompt goes on, with `extra` more tokens to write.
 
   Args:
-    state: after a decode loop.
-    best_P: int32, the candidate to go on from.
-    extra_slots: slots added after the R used so far.
-    pad_id: fills them.
+    slots: after a decode loop.
+    slot_P: int32, the slot to go on from, one of each prompt's.
+    extra: tokens, and columns added for them.
 
   Returns:
-    A state of N = 1 whose next slot is R; nothing is done.
+    P slots that have not stopped.
   """
 
-  def chosen(x: jax.Array) -> jax.Array:
-    index = best_P.reshape((-1,) + (1,) * (x.ndim - 1))
-    return jnp.take_along_axis(x, index, axis=1)
+  def widened(x_BR):
+    return jnp.pad(x_BR[slot_P], ((0, 0), (0, extra)))
 
-  def widened(x: jax.Array, fill: Any = 0) -> jax.Array:
-    pads = [(0, 0)] * x.ndim
-    pads[2] = (0, extra_slots)
-    return jnp.pad(chosen(x), pads, constant_values=fill)
-
-  return DecodeState(
-    slot=jnp.asarray(state.token_PNR.shape[-1], jnp.int32),
-    hidden_PND=chosen(state.hidden_PND),
-    feature_PND=chosen(state.feature_PND),
-    caches=tuple(c.select(best_P, extra_slots) for c in state.caches),
-    own_valid_PNR=widened(state.own_valid_PNR, False),
-    position_PN=chosen(state.position_PN),
-    thinking_PN=chosen(state.thinking_PN),
-    num_thinking_PN=chosen(state.num_thinking_PN),
-    done_PN=jnp.zeros_like(chosen(state.done_PN)),
-    token_PNR=widened(state.token_PNR, pad_id),
-    log_prob_PNR=widened(state.log_prob_PNR),
-    step_logit_PNR=widened(state.step_logit_PNR),
-    last_step_logit_PN=chosen(state.last_step_logit_PN),
-    forced_PNR=widened(state.forced_PNR, False),
+  written_P = slots.written_B[slot_P]
+  return dataclasses.replace(
+    jax.tree.map(
+      lambda x: x[slot_P],
+      dataclasses.replace(
+        slots,
+        column=None,
+        caches=None,
+        own_valid_BR=None,
+        prompt_valid_PS=None,
+        prompt_B=None,
+      ),
+    ),
+    # The first of the added ones: those before are in use, or free for good.
+    column=jnp.asarray(slots.own_valid_BR.shape[1], jnp.int32),
+    caches=tuple(c.select(slot_P, extra) for c in slots.caches),
+    own_valid_BR=widened(slots.own_valid_BR),
+    prompt_valid_PS=slots.prompt_valid_PS,
+    limit_B=written_P + extra,
+    stopped_B=jnp.zeros_like(written_P, bool),
   )

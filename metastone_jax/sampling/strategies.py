@@ -74,46 +74,42 @@ def row_keys(
 
 
 def draw_tokens(
-  logits_PNV: jax.Array,
-  keys_PN: jax.Array,
-  position: jax.Array,
+  logits_BV: jax.Array,
+  key_B: jax.Array,
+  place_B: jax.Array,
   *,
-  temperature: float,
+  greedy: bool,
   top_k: int = 0,
   top_p: float = 1.0,
-) -> tuple[jax.Array, jax.Array]:
-  """Draws one token a row by the Gumbel-max trick.
+) -> jax.Array:
+  """Draws one token a row by the Gumbel-max trick, int32 (B,).
 
   Args:
-    logits_PNV: policy logits.
-    keys_PN: keys of `row_keys`.
-    position: int scalar, the response position drawn.
-    temperature: 0 = argmax.
+    logits_BV: policy logits, temperature applied.
+    key_B: keys of `row_keys`.
+    place_B: int, the response position drawn.
+    greedy: the argmax, no noise.
     top_k: 0 = off.
     top_p: 1 = off.
-
-  Returns:
-    token_PN int32 and log_prob_PN under softmax(logits / temperature) WITHOUT
-    the top-k and top-p filters (the trainer's distribution); greedy draws
-    report temperature 1.
   """
-  greedy = temperature == 0
-  scaled = logits_PNV if greedy else logits_PNV / temperature
-  perturbed = filter_logits(scaled, top_k=top_k, top_p=top_p)
+  perturbed = filter_logits(logits_BV, top_k=top_k, top_p=top_p)
   if not greedy:
-    V = logits_PNV.shape[-1]
+    V = logits_BV.shape[-1]
 
-    def noise(key):
+    def noise(key, place):
       return jax.random.gumbel(
-        jax.random.fold_in(key, position), (V,), logits_PNV.dtype
+        jax.random.fold_in(key, place), (V,), logits_BV.dtype
       )
 
-    perturbed = perturbed + jax.vmap(jax.vmap(noise))(keys_PN)
-  token_PN = jnp.argmax(perturbed, axis=-1).astype(jnp.int32)
-  return token_PN, log_prob_of(scaled, token_PN)
+    perturbed = perturbed + jax.vmap(noise)(key_B, place_B)
+  return jnp.argmax(perturbed, axis=-1).astype(jnp.int32)
 
 
-def log_prob_of(logits_PNV: jax.Array, token_PN: jax.Array) -> jax.Array:
-  """log softmax(logits) at one token a row."""
-  taken = jnp.take_along_axis(logits_PNV, token_PN[..., None], axis=-1)
-  return taken[..., 0] - jax.nn.logsumexp(logits_PNV, axis=-1)
+def log_prob_of(logits_BV: jax.Array, token_B: jax.Array) -> jax.Array:
+  """log softmax(logits) at one token a row.
+
+  Of logits / temperature WITHOUT the top-k and top-p filters it is the
+  trainer's distribution; greedy draws report temperature 1.
+  """
+  taken = jnp.take_along_axis(logits_BV, token_B[..., None], axis=-1)
+  return taken[..., 0] - jax.nn.logsumexp(logits_BV, axis=-1)

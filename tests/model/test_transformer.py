@@ -182,23 +182,24 @@ def test_decoding_token_by_token_is_the_whole_sequence():
   def run(params):
     model = ReflectiveModel.bind(config, params)
     hidden, feature, caches = model.prefill(
-      prompt_PS, length_P, num_candidates=N, num_slots=R, sharder=Sharder()
+      prompt_PS, length_P, slots=P * N, columns=R, sharder=Sharder()
     )
     hiddens, features = [hidden[:, None]], [feature[:, None]]
+    in_groups = lambda x: x.reshape(P, N, -1)  # noqa: E731
     layers = model.layers()
     for r in range(R):
       hidden, feature, caches = model.decode(
-        token_PNR[:, :, r],
-        jnp.broadcast_to(length_P[:, None] + r, (P, N)),
+        token_PNR[:, :, r].reshape(-1),
+        jnp.repeat(length_P + r, N),
         caches,
         jnp.int32(r),
         jnp.arange(S)[None] < length_P[:, None],
-        jnp.broadcast_to(jnp.arange(R) <= r, (P, N, R)),
+        jnp.broadcast_to(jnp.arange(R) <= r, (P * N, R)),
         layers=layers,
         sharder=Sharder(),
       )
-      hiddens.append(hidden)
-      features.append(feature)
+      hiddens.append(in_groups(hidden))
+      features.append(in_groups(feature))
     return [model.logits(x) for x in hiddens], features
 
   with jax.enable_x64(True):

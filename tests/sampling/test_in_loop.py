@@ -124,8 +124,9 @@ def test_scores_and_log_probs_equal_a_reread():
       params, prompt[p], length[p], tokens, mconfig, temperature
     )
     written = np.arange(R) < drawn.length_PN[p][:, None]
+    scored = written & np.isin(tokens, (*MARKS, UNTHINK))
     np.testing.assert_allclose(
-      np.where(written, again['step_logit_BT'], 0),
+      np.where(scored, again['step_logit_BT'], 0),
       drawn.step_logit_PNR[p],
       atol=1e-5,
     )

@@ -53,23 +53,24 @@ def test_top_p_keeps_the_best_token_and_all_ties():
 
 def test_draws_follow_the_brute_force_distribution():
   """Chi-square over 20,000 draws at two positions, below the 99.9 % point."""
-  options = dict(temperature=0.9, top_k=7, top_p=0.8)
+  options = dict(top_k=7, top_p=0.8)
   logits_V = np.array([1.2, 0.3, -0.5, 2.0, 0.0, -1.0, 0.9, -3.0], np.float32)
   problems, candidates = 100, 200
   keys = strategies.row_keys(
     np.int32(11),
     np.arange(problems, dtype=np.int32),
     np.arange(candidates, dtype=np.int32),
-  )
-  logits = jnp.broadcast_to(logits_V, (problems, candidates, V))
-  draw = quick.jit(
-    lambda position: strategies.draw_tokens(logits, keys, position, **options)
-  )
-  p_V = _sorted_filter(
-    logits_V / options['temperature'],
-    options['top_k'],
-    options['top_p'],
-  )
+  ).reshape(-1)
+  scaled_V = logits_V / 0.9
+  logits = jnp.broadcast_to(scaled_V, (problems * candidates, V))
+
+  @quick.jit
+  def draw(position):
+    place = jnp.broadcast_to(position, keys.shape)
+    token = strategies.draw_tokens(logits, keys, place, greedy=False, **options)
+    return token, strategies.log_prob_of(logits, token)
+
+  p_V = _sorted_filter(scaled_V, options['top_k'], options['top_p'])
   possible = p_V > 0
   tokens = []
   for position in (0, 5):
@@ -82,8 +83,7 @@ def test_draws_follow_the_brute_force_distribution():
     limit = [10.83, 13.82, 16.27, 18.47, 20.52, 22.46, 24.32]
     assert chi2 < limit[possible.sum() - 2], chi2
     # Reported: the tempered, UNFILTERED log-prob (what the trainer computes).
-    full = logits_V / options['temperature']
-    full = full - np.log(np.exp(full).sum())
+    full = scaled_V - np.log(np.exp(scaled_V).sum())
     np.testing.assert_allclose(log_prob, full[token], atol=1e-5)
     tokens.append(np.asarray(token))
   # Positions are independent: they agree as often as chance has it.
@@ -92,15 +92,17 @@ def test_draws_follow_the_brute_force_distribution():
   assert abs(agree - chance) < 5 * (chance / tokens[0].size) ** 0.5
 
 
-def test_greedy_needs_no_noise_and_reports_temperature_one():
-  logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, V)))
+def test_greedy_is_the_argmax():
+  logits = jnp.asarray(np.random.default_rng(0).normal(size=(6, V)))
   keys = strategies.row_keys(
     np.int32(0), np.arange(2, dtype=np.int32), np.arange(3, dtype=np.int32)
-  )
-  token, log_prob = strategies.draw_tokens(logits, keys, 0, temperature=0.0)
+  ).reshape(-1)
+  token = strategies.draw_tokens(logits, keys, np.zeros(6, int), greedy=True)
   np.testing.assert_array_equal(token, np.argmax(logits, -1))
   np.testing.assert_allclose(
-    log_prob, jax.nn.log_softmax(logits).max(-1), rtol=1e-6
+    strategies.log_prob_of(logits, token),
+    jax.nn.log_softmax(logits).max(-1),
+    rtol=1e-6,
   )
 
 

@@ -1,6 +1,5 @@
 """What the decode loop writes, against the naive model in float64."""
 
-import dataclasses
 import functools
 
 import jax
@@ -36,22 +35,21 @@ def params():
     yield naive.random_params(tiny.model_config(), seed=1)
 
 
-def _free(params):
-  """Draws without a budget: prompts, and the loop's final state."""
-  config = tiny.sampling_config(temperature=0.8)
+def _free(params, **options):
+  """Draws without a budget: prompts, and what they got."""
+  config = tiny.sampling_config(temperature=0.8, **options)
   prompt, length = tiny.prompts(P)
-  return (
-    prompt,
-    length,
-    tiny.loop(config, EOS, N, params, prompt, length),
-  )
+  _, drawn = tiny.loop(config, EOS, N, params, prompt, length)
+  return prompt, length, drawn
+
+
+def _written(drawn):
+  return np.arange(R) < drawn.length_PN[..., None]
 
 
 def test_a_trace_without_marks_is_scored_at_its_last_thinking_position(params):
   """Closed, ended without </think>, and cut: SPEC 6's fallback for each."""
-  prompt, length, state = _free(params)
-  config = tiny.sampling_config(step_ids=(NEVER,))
-  drawn = tiny.finish(state, prompt, length, config)
+  prompt, length, drawn = _free(params, step_ids=(NEVER,))
   assert not drawn.step_mask_PNR.any()
   _, z = tiny.reread(params, prompt, length, drawn.token_PNR)
   kinds = set()
@@ -86,16 +84,13 @@ def test_a_trace_without_marks_is_scored_at_its_last_thinking_position(params):
   )
   np.testing.assert_allclose(drawn.score_PN.reshape(-1), score_B, rtol=1e-9)
   # The released code gives such a trace 0.
-  released = dataclasses.replace(config, released_selection=True)
-  drawn = tiny.finish(state, prompt, length, released)
+  _, _, drawn = _free(params, step_ids=(NEVER,), released_selection=True)
   np.testing.assert_array_equal(drawn.score_PN, 0)
 
 
 @pytest.mark.parametrize('aggregator', sprm.AGGREGATORS)
 def test_scores_are_those_of_the_reread_marks(params, aggregator):
-  prompt, length, state = _free(params)
-  config = tiny.sampling_config(aggregator=aggregator)
-  drawn = tiny.finish(state, prompt, length, config)
+  prompt, length, drawn = _free(params, aggregator=aggregator)
   _, z = tiny.reread(params, prompt, length, drawn.token_PNR)
   rows = tiny.join(prompt, length, drawn.token_PNR)
   mask = sprm.step_feature_mask(
@@ -115,35 +110,31 @@ def test_scores_are_those_of_the_reread_marks(params, aggregator):
 def _with_budget(params, opened=True):
   config = tiny.sampling_config(thinking_budget=3, temperature=0.7)
   prompt, length = tiny.prompts(P, opened)
-  return (
-    prompt,
-    length,
-    tiny.loop(config, UNTHINK, N, params, prompt, length),
-  )
+  turns, drawn = tiny.loop(config, UNTHINK, N, params, prompt, length)
+  return prompt, length, turns, drawn
 
 
 def test_the_loop_stops_when_every_candidate_has_ended(params):
   """With a thinking budget of 3, all traces end by turn 4 of R."""
-  _, _, state = _with_budget(params)
-  assert state.done_PN.all()
-  assert state.slot == state.own_valid_PNR.sum(-1).max() == 4 < R
-  assert (state.token_PNR[..., 4:] == PAD).all()
-  _, _, state = _free(params)
-  assert state.slot == R
-  assert (state.done_PN | state.own_valid_PNR.all(-1)).all()
-  assert not state.done_PN.all()
+  _, _, turns, drawn = _with_budget(params)
+  assert drawn.finished_PN.all()
+  assert turns == drawn.length_PN.max() == 4 < R
+  assert (drawn.token_PNR[..., 4:] == PAD).all()
+  _, _, drawn = _free(params)
+  assert (drawn.finished_PN | (drawn.length_PN == R)).all()
+  assert not drawn.finished_PN.all()
 
 
 def test_a_forced_token_has_its_own_log_prob(params):
   """Budget and temperature: log-probs are those of the re-read tokens."""
-  prompt, length, state = _with_budget(params)
-  assert state.forced_PNR.any()
-  logits, _ = tiny.reread(params, prompt, length, state.token_PNR)
+  prompt, length, _, drawn = _with_budget(params)
+  assert drawn.forced_PNR.any()
+  logits, _ = tiny.reread(params, prompt, length, drawn.token_PNR)
   log_p = log_softmax(logits[:, :, :R] / 0.7)
-  want = np.take_along_axis(log_p, state.token_PNR[..., None], -1)[..., 0]
+  want = np.take_along_axis(log_p, drawn.token_PNR[..., None], -1)[..., 0]
   np.testing.assert_allclose(
-    state.log_prob_PNR,
-    np.where(state.own_valid_PNR, want, 0),
+    drawn.log_prob_PNR,
+    np.where(_written(drawn), want, 0),
     rtol=1e-9,
     atol=1e-12,
   )
@@ -151,18 +142,18 @@ def test_a_forced_token_has_its_own_log_prob(params):
 
 def test_the_budget_counts_thinking_that_the_model_opens_itself(params):
   """A prompt without <think>: the budget starts at the drawn <think>."""
-  _, _, state = _with_budget(params, opened=False)
+  _, _, _, drawn = _with_budget(params, opened=False)
   seen = 0
   for p in range(P):
     for n in range(N):
       thinking, spent = False, 0
-      for r in range(state.own_valid_PNR[p, n].sum()):
-        token = state.token_PNR[p, n, r]
+      for r in range(drawn.length_PN[p, n]):
+        token = drawn.token_PNR[p, n, r]
         if thinking and spent == 3:
           assert token == UNTHINK
-          seen += state.forced_PNR[p, n, r]
+          seen += drawn.forced_PNR[p, n, r]
         else:
-          assert not state.forced_PNR[p, n, r]
+          assert not drawn.forced_PNR[p, n, r]
         if token == UNTHINK:
           thinking = False
         spent += thinking
@@ -187,16 +178,16 @@ def _noise():
 
 def test_every_token_is_the_argmax_of_the_perturbed_logits(params):
   """The whole draw again from the naive model and the documented noise."""
-  prompt, length, state = _free(params)
-  logits, _ = tiny.reread(params, prompt, length, state.token_PNR)
+  prompt, length, drawn = _free(params)
+  logits, _ = tiny.reread(params, prompt, length, drawn.token_PNR)
   want = (logits[:, :, :R] / 0.8 + _noise()[:, :, :R]).argmax(-1)
   np.testing.assert_array_equal(
-    state.token_PNR, np.where(state.own_valid_PNR, want, PAD)
+    drawn.token_PNR, np.where(_written(drawn), want, PAD)
   )
 
 
 def test_every_answer_token_continues_the_winning_trace(params):
-  """Form 'trace': the answer goes on from the winner's cache, slot R on."""
+  """Form 'trace': the answer goes on from the winner's cache."""
   config = tiny.sampling_config(temperature=0.8)
   prompt, length = tiny.prompts(P)
   best = jax.device_get(
@@ -229,14 +220,15 @@ def test_every_answer_token_continues_the_winning_trace(params):
       row[: thought[p]], traces.token_PNR[p, winner, : thought[p]]
     )
     assert row[thought[p] - 1] == UNTHINK
+    marked = traces.step_mask_PNR[p, winner, : thought[p]]
     np.testing.assert_allclose(
-      traces.step_logit_PNR[p, winner, : thought[p]],
-      z[p, 0, : thought[p]],
+      traces.step_logit_PNR[p, winner, : thought[p]][marked],
+      z[p, 0, : thought[p]][marked],
       rtol=1e-9,
     )
     for a in range(total - thought[p]):
       at = thought[p] + a
-      perturbed = logits[p, 0, at] / 0.8 + noise[p, winner, R + a]
+      perturbed = logits[p, 0, at] / 0.8 + noise[p, winner, at]
       assert row[at] == perturbed.argmax()
     assert total == thought[p] + A or row[total - 1] == EOS
     assert (row[total:] == PAD).all()

@@ -8,7 +8,7 @@ import numpy as np
 
 from metastone_jax.model import ModelConfig, ReflectiveModel
 from metastone_jax.parallel import Sharder
-from metastone_jax.sampling import SamplingConfig, rollout, strategies
+from metastone_jax.sampling import SamplingConfig, rollout, slots, strategies
 from tests import quick
 from tests.model import naive
 
@@ -63,40 +63,33 @@ def _loop(config, stop_id, k):
 
   def run(params, prompt, length, draw_P):
     model = ReflectiveModel.bind(mconfig, params)
-    state = rollout.start(
+    candidate_N = np.arange(k, dtype=np.int32)
+    drawn = slots.decode_loop(
       model,
-      prompt,
-      length,
-      num_candidates=k,
-      config=config,
-      sharder=Sharder(),
-    )
-    return rollout.decode_loop(
-      model,
-      state,
-      strategies.row_keys(np.int32(SEED), draw_P, np.arange(k, dtype=np.int32)),
-      rollout.prompt_valid(prompt, length),
+      rollout.start(
+        model,
+        prompt,
+        length,
+        strategies.row_keys(np.int32(SEED), draw_P, candidate_N),
+        config=config,
+        sharder=Sharder(),
+      ),
+      turns=config.max_response_length,
       config=config,
       stop_ids=(stop_id,),
       sharder=Sharder(),
     )
+    finished = rollout.finish(model, *drawn, prompt, length, config=config)
+    return drawn[0].column, finished
 
   return quick.jit(run)
 
 
 def loop(config, stop_id, k, params, prompt, length):
-  """The final state of the decode loop; programs are shared in a process."""
+  """(turns made, the Rollout); programs are shared in a process."""
   draw_P = np.arange(len(prompt), dtype=np.int32)
   return jax.device_get(
     _loop(config, stop_id, k)(params, prompt, length, draw_P)
-  )
-
-
-def finish(state, prompt, length, config):
-  return jax.device_get(
-    quick.jit(functools.partial(rollout.finish, config=config))(
-      state, prompt, length
-    )
   )
 
 
