@@ -161,6 +161,17 @@ def test_the_budget_counts_thinking_that_the_model_opens_itself(params):
   assert seen
 
 
+def _thinking(tokens) -> tuple[bool, int]:
+  """After an opened prompt and these tokens: inside, and how many inside."""
+  thinking, spent = True, 0
+  for token in tokens:
+    if token == UNTHINK:
+      thinking = False
+    spent += thinking
+    thinking |= token == THINK
+  return thinking, spent
+
+
 @functools.cache
 def _noise():
   """Gumbel noise of (problem, candidate, position), as documented: fold_in."""
@@ -229,7 +240,13 @@ def test_every_answer_token_continues_the_winning_trace(params):
     for a in range(total - thought[p]):
       at = thought[p] + a
       perturbed = logits[p, 0, at] / 0.8 + noise[p, winner, at]
-      assert row[at] == perturbed.argmax()
+      # A <think> in the answer has no budget left, or what the trace left.
+      before = row[:at].tolist()
+      thinking, spent = _thinking(before)
+      if thinking and spent >= R - 1:
+        assert row[at] == UNTHINK
+      else:
+        assert row[at] == perturbed.argmax()
     assert total == thought[p] + A or row[total - 1] == EOS
     assert (row[total:] == PAD).all()
 
