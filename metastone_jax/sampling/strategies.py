@@ -59,18 +59,26 @@ def filter_logits(
   return logits_V
 
 
-def row_keys(
-  seed: jax.Array, draw_P: jax.Array, candidate_N: jax.Array
+def keys(
+  seed: jax.Array, draw_B: jax.Array, candidate_B: jax.Array
 ) -> jax.Array:
-  """One key a candidate: fold_in(fold_in(seed, draw), candidate), (P, N)."""
+  """Keys (B,): fold_in(fold_in(seed, draw), candidate)."""
   root = jax.random.key(seed)
 
   def one(draw, candidate):
     return jax.random.fold_in(jax.random.fold_in(root, draw), candidate)
 
-  return jax.vmap(
-    lambda draw: jax.vmap(lambda candidate: one(draw, candidate))(candidate_N)
-  )(draw_P)
+  return jax.vmap(one)(draw_B, candidate_B)
+
+
+def row_keys(
+  seed: jax.Array, draw_P: jax.Array, candidate_N: jax.Array
+) -> jax.Array:
+  """`keys` of N candidates of every problem, (P, N)."""
+  P, N = draw_P.shape[0], candidate_N.shape[0]
+  return keys(seed, jnp.repeat(draw_P, N), jnp.tile(candidate_N, P)).reshape(
+    P, N
+  )
 
 
 def draw_tokens(

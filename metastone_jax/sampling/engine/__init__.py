@@ -1,0 +1,7 @@
+"""The engine: a queue of problems through a fixed set of slots."""
+
+from metastone_jax.sampling.engine.candidates import Candidate as Candidate
+from metastone_jax.sampling.engine.candidates import Draft as Draft
+from metastone_jax.sampling.engine.candidates import Request as Request
+from metastone_jax.sampling.engine.engine import Engine as Engine
+from metastone_jax.sampling.engine.engine import EngineConfig as EngineConfig

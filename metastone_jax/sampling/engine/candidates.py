@@ -1,0 +1,189 @@
+"""Requests, and the candidates that come out of them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from metastone_jax import sprm
+from metastone_jax.errors import UserError
+from metastone_jax.sampling.config import SamplingConfig
+
+# Why a candidate ended.
+STOP, LENGTH, PRUNED = 'stop', 'length', 'pruned'
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """One problem.
+
+  Attributes:
+    prompt: token ids, at least one.
+    draw: global draw index; with the seed and a candidate's number it makes
+      the candidate's randomness.
+    candidates: numbers of the candidates to write, usually range(k).
+    max_tokens: of a response; None = the configured max_response_length.
+    thinking_budget: None = the configured one.
+  """
+
+  prompt: tuple[int, ...]
+  draw: int
+  candidates: tuple[int, ...]
+  max_tokens: int | None = None
+  thinking_budget: int | None = None
+
+  def check(self, config: SamplingConfig, context: int | None) -> None:
+    """Raises UserError where it cannot be served.
+
+    Args:
+      config: of the engine.
+      context: tokens of prompt and response together; None = no limit.
+    """
+    name = f'request with draw index {self.draw}'
+    if not self.prompt:
+      raise UserError(f'{name}: the prompt is empty; give at least one token')
+    if not self.candidates:
+      raise UserError(f'{name}: k = 0 candidates; ask for at least 1')
+    limit = self.limit(config)
+    if not 1 <= limit <= config.max_response_length:
+      raise UserError(
+        f'{name}: max_tokens={limit} must lie in '
+        f'[1, {config.max_response_length}], sampling.max_response_length'
+      )
+    if context is not None and len(self.prompt) + limit > context:
+      raise UserError(
+        f'{name}: a prompt of {len(self.prompt)} tokens and a response of up '
+        f'to {limit} do not fit the context of {context}; shorten the prompt '
+        'or lower max_tokens'
+      )
+
+  def limit(self, config: SamplingConfig) -> int:
+    """Tokens that a response may have."""
+    if self.max_tokens is None:
+      return config.max_response_length
+    return self.max_tokens
+
+  def budget(self, config: SamplingConfig) -> int:
+    """Thinking tokens after which </think> is forced."""
+    for budget in (self.thinking_budget, config.thinking_budget):
+      if budget is not None:
+        return budget
+    return self.limit(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """One finished candidate; R tokens.
+
+  Attributes:
+    request: what it answers.
+    number: the candidate's number.
+    reason: 'stop' (a stop id was written), 'length' or 'pruned'.
+    token_R: int32, the stop id included.
+    log_prob_R: at the rollout temperature, unfiltered.
+    forced_R: forced by a thinking budget, not drawn.
+    step_logit_R: z at the position that predicts each mark or </think>.
+    step_mask_R: where token r is a counted mark.
+    score: of the trace.
+  """
+
+  request: Request
+  number: int
+  reason: str
+  token_R: np.ndarray
+  log_prob_R: np.ndarray
+  forced_R: np.ndarray
+  step_logit_R: np.ndarray
+  step_mask_R: np.ndarray
+  score: float
+
+  @property
+  def finished(self) -> bool:
+    """Whether it ended by itself."""
+    return self.reason == STOP
+
+
+@dataclasses.dataclass
+class Draft:
+  """A candidate while it is written, on the host.
+
+  Attributes:
+    request: what it answers.
+    number: the candidate's number.
+    row: of its prompt in the store.
+    written: tokens so far.
+    parts: (token, log_prob, forced, step_logit) of each chunk.
+    last_logit: z at its last position.
+  """
+
+  request: Request
+  number: int
+  row: int
+  written: int = 0
+  parts: list = dataclasses.field(default_factory=list)
+  last_logit: float = 0.0
+
+  def finish(self, reason: str, config: SamplingConfig) -> Candidate:
+    """The candidate, with marks and score."""
+    token, log_prob, forced, z = (
+      np.concatenate([np.asarray(part[i]) for part in self.parts])
+      if self.parts
+      else np.zeros(0)
+      for i in range(4)
+    )
+    mask, score = score_of(
+      self.request.prompt, token, z, self.last_logit, config
+    )
+    return Candidate(
+      self.request,
+      self.number,
+      reason,
+      token.astype(np.int32),
+      log_prob,
+      forced.astype(bool),
+      z,
+      mask,
+      score,
+    )
+
+
+def score_of(
+  prompt: Sequence[int],
+  token_R: np.ndarray,
+  step_logit_R: np.ndarray,
+  last_logit: float,
+  config: SamplingConfig,
+) -> tuple[np.ndarray, float]:
+  """Where the counted marks of a response are, and the score of its trace.
+
+  Args:
+    prompt: token ids.
+    token_R: the response.
+    step_logit_R: z where it is a mark or </think>.
+    last_logit: z at the last position.
+    config: ids, aggregator.
+  """
+  row = np.concatenate([np.asarray(prompt, np.int32), token_R]).astype(np.int32)
+  window = slice(len(prompt) - 1, len(row) - 1)
+  tags = dict(
+    think_start_id=config.think_start_id,
+    think_end_id=config.think_end_id,
+    side=config.score_side,
+  )
+  mask_R = sprm.step_feature_mask(row, step_ids=config.step_ids, **tags)[window]
+  fallback = None
+  if not config.released_selection:
+    end_R = sprm.thinking_end_feature_mask(row, np.asarray(len(row)), **tags)[
+      window
+    ]
+    fallback = np.asarray(
+      step_logit_R[end_R][0] if end_R.any() else last_logit,
+      step_logit_R.dtype,
+    )
+  score = sprm.trace_score(
+    step_logit_R,
+    mask_R,
+    aggregator=config.aggregator,
+    fallback_logit_B=fallback,
+  )
+  return mask_R, float(score)

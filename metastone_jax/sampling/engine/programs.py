@@ -1,0 +1,332 @@
+"""The device's side of the engine: slots, prompts, and programs that move them.
+
+Letters: B slots, P rows of the prompt store, n prompts that are prefilled
+together, S positions of a prompt, R columns of the own caches, C turns.
+
+On a mesh every device holds B / shards slots and P / shards rows, and a slot
+reads a prompt of its own device: `prompt_B` in `Slots` counts from 0 on each.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from metastone_jax.model import (
+  LayerCache,
+  ModelConfig,
+  Params,
+  ReflectiveModel,
+)
+from metastone_jax.parallel import Sharder
+from metastone_jax.sampling import rollout, slots, strategies
+from metastone_jax.sampling.config import SamplingConfig
+from metastone_jax.sampling.slots import Records, Slots
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """What a candidate starts from, a row a prompt; caches are in the slots.
+
+  Attributes:
+    hidden_PD: final hidden state at the last position.
+    feature_PD: score feature there.
+    length_P: tokens.
+    thinking_P: a <think> is open.
+  """
+
+  hidden_PD: jax.Array
+  feature_PD: jax.Array
+  length_P: jax.Array
+  thinking_P: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefilled:
+  """n prompts that have been read.
+
+  Attributes:
+    prompts: their rows.
+    caches: (keys nKhS, values nKSh) of each layer.
+    valid_nS: real positions.
+  """
+
+  prompts: Prompts
+  caches: tuple[tuple[jax.Array, jax.Array], ...]
+  valid_nS: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Orders:
+  """What each slot is to do before the next chunk.
+
+  Attributes:
+    start_B: take a new candidate.
+    stop_B: give up the one that is being written.
+    row_B: int32, the row of the new candidate's prompt.
+    draw_B: int32, global draw index of its problem.
+    candidate_B: int32, its number.
+    limit_B: int32, tokens it may have.
+    budget_B: int32, its thinking budget.
+  """
+
+  start_B: jax.Array
+  stop_B: jax.Array
+  row_B: jax.Array
+  draw_B: jax.Array
+  candidate_B: jax.Array
+  limit_B: jax.Array
+  budget_B: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+  """The engine's functions; every one is pure, `jitted` compiles them.
+
+  Attributes:
+    model_config: shapes.
+    config: strategy and token ids.
+    sharder: mesh, or an empty Sharder().
+    turns: C, of a chunk.
+    shards: devices that share slots and rows.
+  """
+
+  model_config: ModelConfig
+  config: SamplingConfig
+  sharder: Sharder
+  turns: int
+  shards: int
+
+  def empty(
+    self, num_slots: int, num_prompts: int, positions: int, columns: int
+  ) -> tuple[Slots, Prompts]:
+    """Free slots, and a prompt store of which nothing is in use."""
+    B, P, S, R = num_slots, num_prompts, positions, columns
+    config = self.model_config
+    K, h, D = config.num_kv_heads, config.head_width, config.width
+    dtype = jnp.dtype(config.dtype)
+    constrain = self.sharder.constrain
+    one = LayerCache(
+      jnp.zeros((P, K, h, S), dtype),
+      jnp.zeros((P, K, S, h), dtype),
+      jnp.zeros((B, K, h, R), dtype),
+      jnp.zeros((B, K, R, h), dtype),
+    )
+    one = jax.tree.map(
+      lambda x: constrain(x, 'batch', 'kv_heads', None, None), one
+    )
+    zero_B = jnp.zeros(B, jnp.int32)
+    prompts = Prompts(
+      jnp.zeros((P, D), dtype),
+      jnp.zeros((P, D), dtype),
+      jnp.zeros(P, jnp.int32),
+      jnp.zeros(P, bool),
+    )
+    free = Slots(
+      column=jnp.zeros((), jnp.int32),
+      caches=(one,) * config.num_layers,
+      own_valid_BR=jnp.zeros((B, R), bool),
+      # A slot needs a position to read, also a free one.
+      prompt_valid_PS=jnp.zeros((P, S), bool).at[:, 0].set(True),
+      prompt_B=zero_B,
+      hidden_BD=jnp.zeros((B, D), dtype),
+      feature_BD=jnp.zeros((B, D), dtype),
+      key_B=jax.vmap(jax.random.key)(zero_B),
+      position_B=zero_B,
+      written_B=zero_B,
+      limit_B=zero_B,
+      budget_B=zero_B,
+      thinking_B=zero_B != 0,
+      num_thinking_B=zero_B,
+      stopped_B=zero_B != 0,
+    )
+    return self._placed(free), self._placed(prompts)
+
+  def _placed(self, tree):
+    """Everything a slot or a row has is split by it; caches by heads too."""
+
+    def place(x):
+      if x.ndim == 0:
+        return x
+      axes = ['batch'] + [None] * (x.ndim - 1)
+      if x.ndim == 4:
+        axes[1] = 'kv_heads'
+      return self.sharder.constrain(x, *axes)
+
+    return jax.tree.map(place, tree)
+
+  def prefill(
+    self, params: Params, prompt_nS: jax.Array, length_n: jax.Array
+  ) -> Prefilled:
+    """Reads prompts, right-padded.
+
+    Args:
+      params: of the compute dtype.
+      prompt_nS: int32.
+      length_n: tokens of each, >= 1.
+    """
+    model = ReflectiveModel.bind(self.model_config, params)
+    hidden, feature, caches = model.prefill(
+      prompt_nS, length_n, slots=0, columns=0, sharder=self.sharder
+    )
+    valid_nS = rollout.prompt_valid(prompt_nS, length_n)
+    return Prefilled(
+      Prompts(
+        hidden,
+        feature,
+        length_n.astype(jnp.int32),
+        rollout.thinking_open(prompt_nS, valid_nS, self.config),
+      ),
+      tuple((c.prompt_k_PKhS, c.prompt_v_PKSh) for c in caches),
+      valid_nS,
+    )
+
+  def admit(
+    self,
+    slots: Slots,
+    prompts: Prompts,
+    prefilled: Prefilled,
+    row_n: jax.Array,
+  ) -> tuple[Slots, Prompts]:
+    """Puts prompts into rows of the store; a row outside it is dropped."""
+
+    def put(store, new):
+      pads = [(0, 0)] + [
+        (0, have - got)
+        for have, got in zip(store.shape[1:], new.shape[1:], strict=True)
+      ]
+      new = jnp.pad(new, pads).astype(store.dtype)
+      return store.at[row_n].set(new, mode='drop')
+
+    caches = tuple(
+      dataclasses.replace(
+        cache,
+        prompt_k_PKhS=put(cache.prompt_k_PKhS, k),
+        prompt_v_PKSh=put(cache.prompt_v_PKSh, v),
+      )
+      for cache, (k, v) in zip(slots.caches, prefilled.caches, strict=True)
+    )
+    slots = dataclasses.replace(
+      slots,
+      caches=caches,
+      prompt_valid_PS=put(slots.prompt_valid_PS, prefilled.valid_nS),
+    )
+    prompts = jax.tree.map(put, prompts, prefilled.prompts)
+    return self._placed(slots), self._placed(prompts)
+
+  def order(
+    self, slots: Slots, prompts: Prompts, orders: Orders, seed: jax.Array
+  ) -> Slots:
+    """Slots as they are after the orders."""
+    start, row = orders.start_B, orders.row_B
+    rows = prompts.length_P.shape[0] // self.shards
+
+    def take(new, old):
+      return jnp.where(start.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    key_B = strategies.keys(seed, orders.draw_B, orders.candidate_B)
+    stop = orders.stop_B & ~start
+    return self._placed(
+      dataclasses.replace(
+        slots,
+        own_valid_BR=slots.own_valid_BR & ~start[:, None],
+        prompt_B=take(row % rows, slots.prompt_B),
+        hidden_BD=take(prompts.hidden_PD[row], slots.hidden_BD),
+        feature_BD=take(prompts.feature_PD[row], slots.feature_BD),
+        key_B=jnp.where(start, key_B, slots.key_B),
+        position_B=take(prompts.length_P[row], slots.position_B),
+        written_B=take(0, slots.written_B),
+        limit_B=jnp.where(stop, 0, take(orders.limit_B, slots.limit_B)),
+        budget_B=take(orders.budget_B, slots.budget_B),
+        thinking_B=take(prompts.thinking_P[row], slots.thinking_B),
+        num_thinking_B=take(0, slots.num_thinking_B),
+        stopped_B=slots.stopped_B & ~start,
+      )
+    )
+
+  def chunk(
+    self, params: Params, slots_in: Slots, least_active: jax.Array
+  ) -> tuple[Slots, Records, jax.Array]:
+    """Turns of all slots; also z at each slot's last position, (B,)."""
+    model = ReflectiveModel.bind(self.model_config, params)
+    after, records = slots.decode_chunk(
+      model,
+      slots_in,
+      turns=self.turns,
+      config=self.config,
+      stop_ids=self.config.stop_ids,
+      sharder=self.sharder,
+      least_active=least_active,
+    )
+    last_B = model.score(after.feature_BD[:, None])[:, 0]
+    return self._placed(after), records, last_B
+
+  def widen(self, slots: Slots, columns: int) -> Slots:
+    """More columns; the oldest comes first."""
+    R = slots.own_valid_BR.shape[1]
+
+    def wider(x, axis):
+      x = jnp.roll(x, -slots.column, axis)
+      pads = [(0, 0)] * x.ndim
+      pads[axis] = (0, columns - R)
+      return jnp.pad(x, pads)
+
+    return self._placed(
+      dataclasses.replace(
+        slots,
+        column=jnp.asarray(R, jnp.int32),
+        caches=tuple(
+          dataclasses.replace(
+            c,
+            own_k_BKhR=wider(c.own_k_BKhR, 3),
+            own_v_BKRh=wider(c.own_v_BKRh, 2),
+          )
+          for c in slots.caches
+        ),
+        own_valid_BR=wider(slots.own_valid_BR, 1),
+      )
+    )
+
+  def lengthen(self, slots: Slots, positions: int) -> Slots:
+    """Longer prompts."""
+    extra = positions - slots.prompt_valid_PS.shape[1]
+
+    def longer(x, axis):
+      pads = [(0, 0)] * x.ndim
+      pads[axis] = (0, extra)
+      return jnp.pad(x, pads)
+
+    return self._placed(
+      dataclasses.replace(
+        slots,
+        caches=tuple(
+          dataclasses.replace(
+            c,
+            prompt_k_PKhS=longer(c.prompt_k_PKhS, 3),
+            prompt_v_PKSh=longer(c.prompt_v_PKSh, 2),
+          )
+          for c in slots.caches
+        ),
+        prompt_valid_PS=longer(slots.prompt_valid_PS, 1),
+      )
+    )
+
+
+@functools.cache
+def jitted(programs: Programs) -> dict:
+  """Compiled once a process; slots and prompts are donated."""
+  return {
+    'empty': jax.jit(programs.empty, static_argnums=(0, 1, 2, 3)),
+    'prefill': jax.jit(programs.prefill),
+    'admit': jax.jit(programs.admit, donate_argnums=(0, 1)),
+    'order': jax.jit(programs.order, donate_argnums=(0,)),
+    'chunk': jax.jit(programs.chunk, donate_argnums=(1,)),
+    'widen': jax.jit(programs.widen, static_argnums=(1,), donate_argnums=(0,)),
+    'lengthen': jax.jit(
+      programs.lengthen, static_argnums=(1,), donate_argnums=(0,)
+    ),
+  }
