@@ -3,6 +3,14 @@
 import dataclasses
 
 from metastone_jax.errors import UserError
+from metastone_jax.sampling.processors import (
+  BadTokens,
+  MinP,
+  Processor,
+  RepetitionPenalty,
+  TopK,
+  TopP,
+)
 
 # Effort -> k candidates (SPEC 5). The thinking budget goes with the recipe.
 EFFORTS = {'low': 2, 'medium': 8, 'high': 32}
@@ -25,6 +33,10 @@ class SamplingConfig:
     temperature: logits are divided by it; 0 = greedy.
     top_k: only the k most likely tokens; 0 = off.
     top_p: the smallest set of tokens whose probability reaches it; 1 = off.
+    min_p: only tokens this many times as likely as the likeliest; 0 = off.
+    repetition_penalty: on tokens of the prompt and the response so far; 1 =
+      off, above 1 discourages them (the released server: 1.05).
+    bad_ids: tokens that are never drawn.
     thinking_budget: after so many thinking tokens </think> is forced; None =
       no limit below R.
     aggregator: trace score from step scores, see `sprm.trace_score`.
@@ -43,6 +55,9 @@ class SamplingConfig:
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
+  min_p: float = 0.0
+  repetition_penalty: float = 1.0
+  bad_ids: tuple[int, ...] = ()
   thinking_budget: int | None = None
   aggregator: str = 'geometric'
   released_selection: bool = False
@@ -55,6 +70,8 @@ class SamplingConfig:
       ('temperature', self.temperature >= 0, 'at least 0 (0 = greedy)'),
       ('top_k', self.top_k >= 0, 'at least 0 (0 = off)'),
       ('top_p', 0 < self.top_p <= 1, 'in (0, 1] (1 = off)'),
+      ('min_p', 0 <= self.min_p <= 1, 'in [0, 1] (0 = off)'),
+      ('repetition_penalty', self.repetition_penalty > 0, 'above 0 (1 = off)'),
       (
         'thinking_budget',
         self.thinking_budget is None
@@ -66,6 +83,22 @@ class SamplingConfig:
         raise UserError(
           f'sampling.{name} must be {rule}: got {getattr(self, name)}'
         )
+
+  @property
+  def processors(self) -> tuple[Processor, ...]:
+    """What happens to the logits, in the order of transformers' generate."""
+    found = []
+    if self.repetition_penalty != 1:
+      found.append(RepetitionPenalty(self.repetition_penalty))
+    if self.bad_ids:
+      found.append(BadTokens(self.bad_ids))
+    if self.top_k:
+      found.append(TopK(self.top_k))
+    if self.top_p < 1:
+      found.append(TopP(self.top_p))
+    if self.min_p:
+      found.append(MinP(self.min_p))
+    return tuple(found)
 
   @property
   def stop_ids(self) -> tuple[int, ...]:

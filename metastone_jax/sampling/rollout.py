@@ -109,7 +109,29 @@ def start(
     thinking_B=jnp.repeat(thinking_open(prompt_PS, valid_PS, config), N),
     num_thinking_B=zero_B,
     stopped_B=zero_B != 0,
+    seen_BV=_repeated(
+      tokens_seen(prompt_PS, valid_PS, model.config.padded_vocab_size, config),
+      N,
+    ),
   )
+
+
+def _repeated(x_P: jax.Array | None, times: int):
+  return None if x_P is None else jnp.repeat(x_P, times, axis=0)
+
+
+def tokens_seen(
+  prompt_PS: jax.Array,
+  valid_PS: jax.Array,
+  vocab_size: int,
+  config: SamplingConfig,
+) -> jax.Array | None:
+  """bool (P, V): tokens of each prompt; None where nobody asks for them."""
+  if config.repetition_penalty == 1:
+    return None
+  row_P1 = jnp.arange(prompt_PS.shape[0])[:, None]
+  seen_PV = jnp.zeros((prompt_PS.shape[0], vocab_size), bool)
+  return seen_PV.at[row_P1, prompt_PS].max(valid_PS)
 
 
 def thinking_open(

@@ -49,6 +49,7 @@ class Slots:
     thinking_B: a <think> is open.
     num_thinking_B: thinking tokens so far.
     stopped_B: a stop id was written.
+    seen_BV: tokens of the prompt and the response so far; None = nobody asks.
   """
 
   column: jax.Array
@@ -66,6 +67,7 @@ class Slots:
   thinking_B: jax.Array
   num_thinking_B: jax.Array
   stopped_B: jax.Array
+  seen_BV: jax.Array | None = None
 
   @property
   def active(self) -> jax.Array:
@@ -114,13 +116,14 @@ def _turn(
   active = slots.active
   logits_BV = model.logits(slots.hidden_BD)
   scaled_BV = logits_BV / (config.temperature or 1.0)
+  processed_BV = scaled_BV
+  for processor in config.processors:
+    processed_BV = processor(processed_BV, slots.seen_BV)
   token_B = strategies.draw_tokens(
-    scaled_BV,
+    processed_BV,
     slots.key_B,
     slots.written_B,
     greedy=config.temperature == 0,
-    top_k=config.top_k,
-    top_p=config.top_p,
   )
   forced_B = (
     slots.thinking_B
@@ -131,6 +134,10 @@ def _turn(
   token_B = jnp.where(forced_B, config.think_end_id, token_B)
   log_prob_B = jnp.where(active, strategies.log_prob_of(scaled_BV, token_B), 0)
   token_B = jnp.where(active, token_B, config.pad_id)
+  seen_BV = slots.seen_BV
+  if seen_BV is not None:
+    drawn_BV = token_B[:, None] == jnp.arange(seen_BV.shape[1])
+    seen_BV = seen_BV | (drawn_BV & active[:, None])
   # The tags themselves are no thinking tokens.
   inside_B = slots.thinking_B & (token_B != config.think_end_id)
   own_valid_BR = jax.lax.dynamic_update_slice_in_dim(
@@ -165,6 +172,7 @@ def _turn(
     ),
     num_thinking_B=slots.num_thinking_B + (inside_B & active),
     stopped_B=slots.stopped_B | (active & is_any(token_B, stop_ids)),
+    seen_BV=seen_BV,
   )
   return slots, (active, token_B, log_prob_B, forced_B)
 

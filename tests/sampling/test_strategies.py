@@ -1,15 +1,30 @@
 """Draws against brute force: the distribution, its filters, its noise."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from metastone_jax.errors import UserError
-from metastone_jax.sampling import EFFORTS, SamplingConfig, strategies
+from metastone_jax.sampling import (
+  EFFORTS,
+  SamplingConfig,
+  processors,
+  strategies,
+)
 from tests import quick
 
 V = 8
+GOOD = SamplingConfig(
+  max_response_length=8,
+  eos_id=1,
+  pad_id=0,
+  step_ids=(4,),
+  think_start_id=2,
+  think_end_id=3,
+)
 
 
 def _sorted_filter(logits, top_k, top_p):
@@ -27,15 +42,21 @@ def _sorted_filter(logits, top_k, top_p):
   return out
 
 
+def _process(logits, **options):
+  config = dataclasses.replace(GOOD, **options)
+  logits_BV = jnp.asarray(logits)
+  with jax.disable_jit():  # nothing to compile at each setting
+    for processor in config.processors:
+      logits_BV = processor(logits_BV, None)
+  return np.asarray(logits_BV)
+
+
 def test_filters_are_the_sort_at_many_settings():
   rng = np.random.default_rng(0)
   logits = 3 * rng.normal(size=(50, 40)).astype(np.float32)
   for top_k in (0, 1, 7, 100):
     for top_p in (0.01, 0.5, 0.99, 1.0):
-      with jax.disable_jit():  # nothing to compile at each setting
-        kept = strategies.filter_logits(
-          jnp.asarray(logits), top_k=top_k, top_p=top_p
-        )
+      kept = _process(logits, top_k=top_k, top_p=top_p)
       want = np.stack(
         [_sorted_filter(row, min(top_k, 40), top_p) for row in logits]
       )
@@ -45,15 +66,46 @@ def test_filters_are_the_sort_at_many_settings():
 
 
 def test_top_p_keeps_the_best_token_and_all_ties():
-  flat = jnp.zeros((1, 4))
-  np.testing.assert_array_equal(strategies.filter_logits(flat, top_p=0.3), flat)
-  peaked = jnp.array([[50.0, 0, 0, 0]])
-  assert np.isfinite(strategies.filter_logits(peaked, top_p=0.5)).sum() == 1
+  flat = np.zeros((1, 4))
+  np.testing.assert_array_equal(_process(flat, top_p=0.3), flat)
+  peaked = np.array([[50.0, 0, 0, 0]])
+  assert np.isfinite(_process(peaked, top_p=0.5)).sum() == 1
+
+
+@pytest.mark.parametrize('min_p', [0.01, 0.3, 1.0])
+def test_min_p_is_a_share_of_the_likeliest(min_p):
+  logits = np.random.default_rng(1).normal(size=(20, 40)).astype(np.float32)
+  p = np.exp(logits.astype(np.float64))
+  want = p >= min_p * p.max(-1, keepdims=True) * (1 - 1e-6)
+  kept = _process(logits, min_p=min_p)
+  np.testing.assert_array_equal(np.isfinite(kept), want)
+  # Behind top-p the likeliest is the same, so the floor is.
+  both = _process(logits, min_p=min_p, top_p=0.9)
+  np.testing.assert_array_equal(
+    np.isfinite(both), want & np.isfinite(_process(logits, top_p=0.9))
+  )
+
+
+def test_bad_tokens_are_never_drawn():
+  logits = np.random.default_rng(2).normal(size=(3, 6))
+  kept = _process(logits, bad_ids=(1, 4))
+  np.testing.assert_array_equal(
+    np.isfinite(kept), np.broadcast_to([1, 0, 1, 1, 0, 1], (3, 6)) > 0
+  )
+
+
+def test_repetition_penalty():
+  """transformers: positive logits divided, negative ones multiplied."""
+  logits = np.array([[2.0, -2.0, 3.0, -3.0]])
+  seen = jnp.array([[True, True, False, False]])
+  found = processors.RepetitionPenalty(1.25)(jnp.asarray(logits), seen)
+  np.testing.assert_allclose(found, [[1.6, -2.5, 3.0, -3.0]], rtol=1e-6)
 
 
 def test_draws_follow_the_brute_force_distribution():
   """Chi-square over 20,000 draws at two positions, below the 99.9 % point."""
   options = dict(top_k=7, top_p=0.8)
+  filters = dataclasses.replace(GOOD, **options).processors
   logits_V = np.array([1.2, 0.3, -0.5, 2.0, 0.0, -1.0, 0.9, -3.0], np.float32)
   problems, candidates = 100, 200
   keys = strategies.row_keys(
@@ -67,7 +119,10 @@ def test_draws_follow_the_brute_force_distribution():
   @quick.jit
   def draw(position):
     place = jnp.broadcast_to(position, keys.shape)
-    token = strategies.draw_tokens(logits, keys, place, greedy=False, **options)
+    kept = logits
+    for processor in filters:
+      kept = processor(kept, None)
+    token = strategies.draw_tokens(kept, keys, place, greedy=False)
     return token, strategies.log_prob_of(logits, token)
 
   p_V = _sorted_filter(scaled_V, options['top_k'], options['top_p'])
@@ -129,22 +184,15 @@ def test_keys_are_a_function_of_seed_draw_and_candidate():
     (dict(top_k=-1), 'sampling.top_k must be at least 0'),
     (dict(top_p=0.0), r'sampling.top_p must be in \(0, 1\]'),
     (dict(top_p=1.5), r'sampling.top_p must be in \(0, 1\]'),
+    (dict(min_p=1.5), r'sampling.min_p must be in \[0, 1\]'),
+    (dict(repetition_penalty=0), 'sampling.repetition_penalty must be above 0'),
     (dict(thinking_budget=0), 'sampling.thinking_budget must be'),
     (dict(thinking_budget=8), 'sampling.thinking_budget must be'),
   ],
 )
 def test_bad_options_are_named(options, message):
-  good = dict(
-    max_response_length=8,
-    eos_id=1,
-    pad_id=0,
-    step_ids=(4,),
-    think_start_id=2,
-    think_end_id=3,
-  )
-  SamplingConfig(**good)
   with pytest.raises(UserError, match=message):
-    SamplingConfig(**(good | options))
+    dataclasses.replace(GOOD, **options)
 
 
 def test_efforts_are_the_papers():

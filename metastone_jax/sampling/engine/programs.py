@@ -35,12 +35,14 @@ class Prompts:
     feature_PD: score feature there.
     length_P: tokens.
     thinking_P: a <think> is open.
+    seen_PV: tokens of each; None = nobody asks.
   """
 
   hidden_PD: jax.Array
   feature_PD: jax.Array
   length_P: jax.Array
   thinking_P: jax.Array
+  seen_PV: jax.Array | None
 
 
 @jax.tree_util.register_dataclass
@@ -120,11 +122,18 @@ class Programs:
       lambda x: constrain(x, 'batch', 'kv_heads', None, None), one
     )
     zero_B = jnp.zeros(B, jnp.int32)
+
+    def seen(rows):
+      if self.config.repetition_penalty == 1:
+        return None
+      return jnp.zeros((rows, config.padded_vocab_size), bool)
+
     prompts = Prompts(
       jnp.zeros((P, D), dtype),
       jnp.zeros((P, D), dtype),
       jnp.zeros(P, jnp.int32),
       jnp.zeros(P, bool),
+      seen(P),
     )
     free = Slots(
       column=jnp.zeros((), jnp.int32),
@@ -143,6 +152,7 @@ class Programs:
       thinking_B=zero_B != 0,
       num_thinking_B=zero_B,
       stopped_B=zero_B != 0,
+      seen_BV=seen(B),
     )
     return self._placed(free), self._placed(prompts)
 
@@ -180,6 +190,9 @@ class Programs:
         feature,
         length_n.astype(jnp.int32),
         rollout.thinking_open(prompt_nS, valid_nS, self.config),
+        rollout.tokens_seen(
+          prompt_nS, valid_nS, self.model_config.padded_vocab_size, self.config
+        ),
       ),
       tuple((c.prompt_k_PKhS, c.prompt_v_PKSh) for c in caches),
       valid_nS,
@@ -245,6 +258,9 @@ class Programs:
         thinking_B=take(prompts.thinking_P[row], slots.thinking_B),
         num_thinking_B=take(0, slots.num_thinking_B),
         stopped_B=slots.stopped_B & ~start,
+        seen_BV=jax.tree.map(
+          lambda new, old: take(new[row], old), prompts.seen_PV, slots.seen_BV
+        ),
       )
     )
 
