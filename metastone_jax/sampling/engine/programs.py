@@ -307,30 +307,6 @@ class Programs:
       )
     )
 
-  def lengthen(self, slots: Slots, positions: int) -> Slots:
-    """Longer prompts."""
-    extra = positions - slots.prompt_valid_PS.shape[1]
-
-    def longer(x, axis):
-      pads = [(0, 0)] * x.ndim
-      pads[axis] = (0, extra)
-      return jnp.pad(x, pads)
-
-    return self._placed(
-      dataclasses.replace(
-        slots,
-        caches=tuple(
-          dataclasses.replace(
-            c,
-            prompt_k_PKhS=longer(c.prompt_k_PKhS, 3),
-            prompt_v_PKSh=longer(c.prompt_v_PKSh, 2),
-          )
-          for c in slots.caches
-        ),
-        prompt_valid_PS=longer(slots.prompt_valid_PS, 1),
-      )
-    )
-
 
 @functools.cache
 def jitted(programs: Programs) -> dict:
@@ -341,8 +317,6 @@ def jitted(programs: Programs) -> dict:
     'admit': jax.jit(programs.admit, donate_argnums=(0, 1)),
     'order': jax.jit(programs.order, donate_argnums=(0,)),
     'chunk': jax.jit(programs.chunk, donate_argnums=(1,)),
-    'widen': jax.jit(programs.widen, static_argnums=(1,), donate_argnums=(0,)),
-    'lengthen': jax.jit(
-      programs.lengthen, static_argnums=(1,), donate_argnums=(0,)
-    ),
+    # Nothing to donate: every result is larger than what it comes from.
+    'widen': jax.jit(programs.widen, static_argnums=(1,)),
   }

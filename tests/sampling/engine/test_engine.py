@@ -1,14 +1,17 @@
 """The engine against the one compiled program, whatever shares the slots."""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 import pytest
 
+from metastone_jax.errors import UserError
 from metastone_jax.parallel import Sharder, make_mesh
 from metastone_jax.sampling import sample
 from metastone_jax.sampling.engine import Engine, EngineConfig, Request
+from metastone_jax.sampling.engine import engine as engine_lib
 from tests import quick
 from tests.model import naive
 from tests.sampling import tiny
@@ -127,3 +130,138 @@ def test_on_eight_devices(params, mesh):
     engine = _engine(params, sharder, num_slots=8, turns=3)
     found = list(engine.run(_requests()))
   _check(found, _wanted(), range(P), range(N))
+
+
+def test_caches_grow_and_go_round(params, monkeypatch):
+  """Columns double while candidates are written, and are used again."""
+  monkeypatch.setattr(
+    engine_lib, 'bucket', lambda size, least=1: 1 << (size - 1).bit_length()
+  )
+  with jax.enable_x64(True):
+    engine = _engine(params, num_slots=3, turns=2)
+    widths = []
+    widen = engine._run['widen']
+    engine._run = engine._run | {
+      'widen': lambda slots, columns: (
+        widths.append(columns) or widen(slots, columns)
+      )
+    }
+    found = list(engine.run(_requests()))
+  _check(found, _wanted(), range(P), range(N))
+  assert widths == [4, 8, 16]
+  assert engine.turns > 16  # more than there are columns
+
+
+def test_budgets_and_limits_are_the_requests(params):
+  """Each candidate as in a fixed batch configured like its request."""
+  prompt, length = tiny.prompts(P)
+  changed = dict(max_response_length=6, thinking_budget=3)
+  config = dataclasses.replace(CONFIG, **changed)
+  with jax.enable_x64(True):
+    _, wanted = tiny.loop(config, tiny.EOS, N, params, prompt, length)
+    requests = [
+      dataclasses.replace(r, max_tokens=6, thinking_budget=3)
+      if r.draw % 2
+      else r
+      for r in _requests()
+    ]
+    found = list(_engine(params, num_slots=5, turns=3).run(requests))
+  odd = [c for c in found if c.request.draw % 2]
+  even = [c for c in found if not c.request.draw % 2]
+  _check(odd, wanted, [1, 3, 5], range(N))
+  _check(even, _wanted(), [0, 2, 4], range(N))
+  assert any(c.forced_R.any() for c in odd)
+
+
+def test_repetition_penalty_counts_prompt_and_response(params):
+  """Greedy, token by token, from the naive model's logits."""
+  config = dataclasses.replace(CONFIG, temperature=0.0, repetition_penalty=1.6)
+  with jax.enable_x64(True):
+    found = list(
+      _engine(params, config=config, num_slots=2, turns=3).run(
+        _requests(range(3), [0])
+      )
+    )
+    plain = dataclasses.replace(config, repetition_penalty=1.0)
+    other = list(
+      _engine(params, config=plain, num_slots=2, turns=3).run(
+        _requests(range(3), [0])
+      )
+    )
+    tokens = lambda all_: {c.request.draw: c.token_R.tolist() for c in all_}  # noqa: E731
+    assert tokens(found) != tokens(other)
+    for c in found:
+      prompt = np.array(c.request.prompt)
+      logits, _ = tiny.reread(
+        params, prompt[None], np.array([len(prompt)]), c.token_R[None, None]
+      )
+      seen = set(prompt.tolist())
+      for r, token in enumerate(c.token_R):
+        row = logits[0, 0, r].copy()
+        for i in seen:
+          row[i] = row[i] / 1.6 if row[i] > 0 else row[i] * 1.6
+        assert token == row.argmax()
+        seen.add(int(token))
+
+
+def test_pruned_candidates_are_handed_out_as_they_are(params):
+  """What is given up frees its slot; the others are untouched."""
+  wanted = _wanted()
+  given_up = []
+
+  def prune(drafts):
+    chosen = [d for d in drafts if d.number == 2 and d.written >= 3]
+    given_up.extend((d.request.draw, d.number) for d in chosen)
+    return chosen
+
+  with jax.enable_x64(True):
+    found = list(_engine(params, num_slots=5, turns=3).run(_requests(), prune))
+  pruned = [c for c in found if c.reason == 'pruned']
+  assert len(found) == P * N
+  assert sorted((c.request.draw, c.number) for c in pruned) == sorted(given_up)
+  assert pruned
+  for c in pruned:
+    p, n = c.request.draw, c.number
+    count = len(c.token_R)
+    assert count < wanted.length_PN[p, n]
+    np.testing.assert_array_equal(c.token_R, wanted.token_PNR[p, n, :count])
+  rest = [c for c in found if c.reason != 'pruned' and c.number != 2]
+  _check(rest, wanted, range(P), [0, 1, 3])
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (dict(prompt=()), 'draw index 3: the prompt is empty'),
+    (dict(candidates=()), 'draw index 3: k = 0 candidates'),
+    (dict(max_tokens=0), r'draw index 3: max_tokens=0 must lie in \[1, 10\]'),
+    (dict(max_tokens=11), 'max_tokens=11 must lie in'),
+    (dict(prompt=(5,) * 7), 'a prompt of 7 tokens and a response of up to 10'),
+  ],
+)
+def test_a_request_that_cannot_be_served_is_named(params, change, message):
+  requests = _requests()
+  requests[3] = dataclasses.replace(requests[3], **change)
+  with pytest.raises(UserError, match=message):
+    next(_engine(params, context=16).run(requests))
+
+
+@pytest.mark.parametrize(
+  ('shape', 'message'),
+  [
+    (dict(num_slots=0), 'engine.num_slots must be at least 1'),
+    (dict(turns=0), 'engine.turns must be at least 1'),
+    (dict(num_prompts=0), 'engine.num_prompts must be at least 1'),
+    (dict(refill=0), 'engine.refill must be in'),
+  ],
+)
+def test_a_shape_that_cannot_be_is_named(shape, message):
+  with pytest.raises(UserError, match=message):
+    EngineConfig(**shape)
+
+
+def test_nan_weights_are_named(params):
+  broken = jax.tree.map(lambda x: x * np.nan, params)
+  with jax.enable_x64(True):
+    with pytest.raises(UserError, match='candidate 0 is nan: the weights hold'):
+      list(_engine(broken, num_slots=2, turns=3).run(_requests()))
