@@ -146,13 +146,13 @@ def best_of_k(
     strategies.row_keys(seed, draw_P, candidate_N),
     config=config,
     sharder=sharder,
+    trace=True,
   )
   slots, records = slots_lib.decode_loop(
     model,
     slots,
     turns=config.max_response_length,
     config=config,
-    stop_ids=(config.think_end_id,),
     sharder=sharder,
   )
   candidates = rollout_lib.finish(
@@ -170,7 +170,6 @@ def best_of_k(
     ),
     turns=answer_length,
     config=config,
-    stop_ids=config.stop_ids,
     sharder=sharder,
   )
   # The answer follows the trace without a gap.

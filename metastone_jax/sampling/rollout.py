@@ -74,6 +74,7 @@ def start(
   *,
   config: SamplingConfig,
   sharder: Sharder,
+  trace: bool = False,
 ) -> Slots:
   """Prefill: the slots, N a prompt, before the first draw.
 
@@ -84,6 +85,7 @@ def start(
     key_PN: `strategies.row_keys`.
     config: lengths, budget, ids.
     sharder: mesh, or an empty Sharder().
+    trace: they end with their thinking.
   """
   (P, N), R = key_PN.shape, config.max_response_length
   B = P * N
@@ -105,6 +107,7 @@ def start(
     position_B=jnp.repeat(length_P.astype(jnp.int32), N),
     written_B=zero_B,
     limit_B=zero_B + R,
+    trace_B=jnp.full(B, trace),
     budget_B=zero_B + budget,
     thinking_B=jnp.repeat(thinking_open(prompt_PS, valid_PS, config), N),
     num_thinking_B=zero_B,
@@ -283,14 +286,13 @@ def sample(
     slots,
     turns=config.max_response_length,
     config=config,
-    stop_ids=config.stop_ids,
     sharder=sharder,
   )
   return finish(model, slots, records, prompt_PS, length_P, config=config)
 
 
 def continue_from(slots: Slots, slot_P: jax.Array, extra: int) -> Slots:
-  """One chosen slot a prompt goes on, with `extra` more tokens to write.
+  """One chosen slot a prompt goes on to its answer, of `extra` tokens.
 
   Args:
     slots: after a decode loop.
@@ -323,5 +325,6 @@ def continue_from(slots: Slots, slot_P: jax.Array, extra: int) -> Slots:
     own_valid_BR=widened(slots.own_valid_BR),
     prompt_valid_PS=slots.prompt_valid_PS,
     limit_B=written_P + extra,
+    trace_B=jnp.zeros_like(written_P, bool),
     stopped_B=jnp.zeros_like(written_P, bool),
   )

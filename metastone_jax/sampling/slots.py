@@ -45,10 +45,11 @@ class Slots:
     position_B: position of the token drawn next, prompt included.
     written_B: tokens of the response so far.
     limit_B: tokens that it may have; 0 = the slot is free.
+    trace_B: it ends with its thinking, by </think>, not by a stop id.
     budget_B: thinking tokens after which </think> is forced.
     thinking_B: a <think> is open.
     num_thinking_B: thinking tokens so far.
-    stopped_B: a stop id was written.
+    stopped_B: it ended by itself: a stop id (or </think>) was written.
     seen_BV: tokens of the prompt and the response so far; None = nobody asks.
   """
 
@@ -63,6 +64,7 @@ class Slots:
   position_B: jax.Array
   written_B: jax.Array
   limit_B: jax.Array
+  trace_B: jax.Array
   budget_B: jax.Array
   thinking_B: jax.Array
   num_thinking_B: jax.Array
@@ -108,7 +110,6 @@ def _turn(
   slots: Slots,
   *,
   config: SamplingConfig,
-  stop_ids: tuple[int, ...],
   layers,
   sharder: Sharder,
 ):
@@ -139,7 +140,8 @@ def _turn(
     drawn_BV = token_B[:, None] == jnp.arange(seen_BV.shape[1])
     seen_BV = seen_BV | (drawn_BV & active[:, None])
   # The tags themselves are no thinking tokens.
-  inside_B = slots.thinking_B & (token_B != config.think_end_id)
+  closes_B = token_B == config.think_end_id
+  inside_B = slots.thinking_B & ~closes_B
   own_valid_BR = jax.lax.dynamic_update_slice_in_dim(
     slots.own_valid_BR, active[:, None], slots.column, axis=1
   )
@@ -171,7 +173,9 @@ def _turn(
       inside_B | (token_B == config.think_start_id), slots.thinking_B
     ),
     num_thinking_B=slots.num_thinking_B + (inside_B & active),
-    stopped_B=slots.stopped_B | (active & is_any(token_B, stop_ids)),
+    stopped_B=slots.stopped_B
+    | active
+    & jnp.where(slots.trace_B, closes_B, is_any(token_B, config.stop_ids)),
     seen_BV=seen_BV,
   )
   return slots, (active, token_B, log_prob_B, forced_B)
@@ -183,7 +187,6 @@ def decode_chunk(
   *,
   turns: int,
   config: SamplingConfig,
-  stop_ids: tuple[int, ...],
   sharder: Sharder,
   least_active: jax.Array | int = 0,
 ) -> tuple[Slots, Records]:
@@ -194,7 +197,6 @@ def decode_chunk(
     slots: where to go on.
     turns: C, static.
     config: strategy and token ids; lengths and budgets are the slots' own.
-    stop_ids: ids that end a response.
     sharder: mesh, or an empty Sharder().
     least_active: the chunk ends when no more slots than this are active.
 
@@ -224,7 +226,6 @@ def decode_chunk(
       model,
       slots,
       config=config,
-      stop_ids=stop_ids,
       layers=layers,
       sharder=sharder,
     )
@@ -253,7 +254,6 @@ def decode_loop(
   *,
   turns: int,
   config: SamplingConfig,
-  stop_ids: tuple[int, ...],
   sharder: Sharder,
 ) -> tuple[Slots, Records]:
   """Chunks until no slot is active, at most `turns` turns: one program.
@@ -263,7 +263,6 @@ def decode_loop(
     slots: where to go on.
     turns: static.
     config: as for `decode_chunk`.
-    stop_ids: as for `decode_chunk`.
     sharder: as for `decode_chunk`.
 
   Returns:
@@ -276,7 +275,6 @@ def decode_loop(
     model,
     turns=chunk,
     config=config,
-    stop_ids=stop_ids,
     sharder=sharder,
   )
   _, shapes = jax.eval_shape(one, slots)

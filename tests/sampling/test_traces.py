@@ -39,7 +39,7 @@ def _free(params, **options):
   """Draws without a budget: prompts, and what they got."""
   config = tiny.sampling_config(temperature=0.8, **options)
   prompt, length = tiny.prompts(P)
-  _, drawn = tiny.loop(config, EOS, N, params, prompt, length)
+  _, drawn = tiny.loop(config, N, params, prompt, length)
   return prompt, length, drawn
 
 
@@ -110,7 +110,7 @@ def test_scores_are_those_of_the_reread_marks(params, aggregator):
 def _with_budget(params, opened=True):
   config = tiny.sampling_config(thinking_budget=3, temperature=0.7)
   prompt, length = tiny.prompts(P, opened)
-  turns, drawn = tiny.loop(config, UNTHINK, N, params, prompt, length)
+  turns, drawn = tiny.loop(config, N, params, prompt, length, trace=True)
   return prompt, length, turns, drawn
 
 

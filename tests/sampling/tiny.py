@@ -58,7 +58,7 @@ def prompts(count: int, opened: bool = True):
 
 
 @functools.cache
-def _loop(config, stop_id, k):
+def _loop(config, trace, k):
   mconfig = model_config()
 
   def run(params, prompt, length, draw_P):
@@ -73,10 +73,10 @@ def _loop(config, stop_id, k):
         strategies.row_keys(np.int32(SEED), draw_P, candidate_N),
         config=config,
         sharder=Sharder(),
+        trace=trace,
       ),
       turns=config.max_response_length,
       config=config,
-      stop_ids=(stop_id,),
       sharder=Sharder(),
     )
     finished = rollout.finish(model, *drawn, prompt, length, config=config)
@@ -85,12 +85,10 @@ def _loop(config, stop_id, k):
   return quick.jit(run)
 
 
-def loop(config, stop_id, k, params, prompt, length):
+def loop(config, k, params, prompt, length, trace=False):
   """(turns made, the Rollout); programs are shared in a process."""
   draw_P = np.arange(len(prompt), dtype=np.int32)
-  return jax.device_get(
-    _loop(config, stop_id, k)(params, prompt, length, draw_P)
-  )
+  return jax.device_get(_loop(config, trace, k)(params, prompt, length, draw_P))
 
 
 def join(prompt, length, token_PNA):

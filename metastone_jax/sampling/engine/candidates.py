@@ -22,15 +22,21 @@ class Request:
     draw: global draw index; with the seed and a candidate's number it makes
       the candidate's randomness.
     candidates: numbers of the candidates to write, usually range(k).
+    written: tokens of the response that exist already: read with the prompt,
+      counted in lengths and budgets, not drawn and not returned.
     max_tokens: of a response; None = the configured max_response_length.
     thinking_budget: None = the configured one.
+    trace: write the thinking only; the response ends with </think>, which the
+      budget forces.
   """
 
   prompt: tuple[int, ...]
   draw: int
   candidates: tuple[int, ...]
+  written: tuple[int, ...] = ()
   max_tokens: int | None = None
   thinking_budget: int | None = None
+  trace: bool = False
 
   def check(self, config: SamplingConfig, context: int | None) -> None:
     """Raises UserError where it cannot be served.
@@ -44,11 +50,12 @@ class Request:
       raise UserError(f'{name}: the prompt is empty; give at least one token')
     if not self.candidates:
       raise UserError(f'{name}: k = 0 candidates; ask for at least 1')
-    limit = self.limit(config)
-    if not 1 <= limit <= config.max_response_length:
+    limit, least = self.limit(config), len(self.written) + 1
+    if not least <= limit <= config.max_response_length:
       raise UserError(
         f'{name}: max_tokens={limit} must lie in '
-        f'[1, {config.max_response_length}], sampling.max_response_length'
+        f'[{least}, {config.max_response_length}], from one more than are '
+        'written to sampling.max_response_length'
       )
     if context is not None and len(self.prompt) + limit > context:
       raise UserError(
@@ -68,7 +75,24 @@ class Request:
     for budget in (self.thinking_budget, config.thinking_budget):
       if budget is not None:
         return budget
-    return self.limit(config)
+    # The last token of a trace is </think>, drawn or forced.
+    return self.limit(config) - self.trace
+
+  @property
+  def read(self) -> tuple[int, ...]:
+    """What is read before the first draw."""
+    return self.prompt + self.written
+
+  def num_thinking(self, config: SamplingConfig) -> int:
+    """Thinking tokens in `written`."""
+    start, end = config.think_start_id, config.think_end_id
+    inside = self.prompt.count(start) > self.prompt.count(end)
+    count = 0
+    for token in self.written:
+      inside &= token != end
+      count += inside
+      inside |= token == start
+    return count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +135,7 @@ class Draft:
     request: what it answers.
     number: the candidate's number.
     row: of its prompt in the store.
-    written: tokens so far.
+    drawn: tokens so far.
     parts: (token, log_prob, forced, step_logit) of each chunk.
     last_logit: z at its last position.
   """
@@ -119,7 +143,7 @@ class Draft:
   request: Request
   number: int
   row: int
-  written: int = 0
+  drawn: int = 0
   parts: list = dataclasses.field(default_factory=list)
   last_logit: float = 0.0
 
@@ -131,9 +155,7 @@ class Draft:
       else np.zeros(0)
       for i in range(4)
     )
-    mask, score = score_of(
-      self.request.prompt, token, z, self.last_logit, config
-    )
+    mask, score = score_of(self.request.read, token, z, self.last_logit, config)
     return Candidate(
       self.request,
       self.number,
@@ -157,8 +179,8 @@ def score_of(
   """Where the counted marks of a response are, and the score of its trace.
 
   Args:
-    prompt: token ids.
-    token_R: the response.
+    prompt: token ids that were read; marks among them do not count.
+    token_R: what was drawn.
     step_logit_R: z where it is a mark or </think>.
     last_logit: z at the last position.
     config: ids, aggregator.

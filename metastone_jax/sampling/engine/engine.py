@@ -182,7 +182,7 @@ class Engine:
 
   def _open(self, requests: list[Request]) -> None:
     """Empty slots, as wide as the first chunk needs."""
-    self._positions = bucket(max(len(r.prompt) for r in requests))
+    self._positions = bucket(max(len(r.read) for r in requests))
     self._columns = bucket(self._shape.turns)
     self._slots, self._prompts = self._run['empty'](
       self._num_slots, self._num_prompts, self._positions, self._columns
@@ -196,8 +196,17 @@ class Engine:
       'stop_B': np.zeros(B, bool),
       **{
         name: np.zeros(B, np.int32)
-        for name in ('row_B', 'draw_B', 'candidate_B', 'limit_B', 'budget_B')
+        for name in (
+          'row_B',
+          'draw_B',
+          'candidate_B',
+          'written_B',
+          'limit_B',
+          'budget_B',
+          'num_thinking_B',
+        )
       },
+      'trace_B': np.zeros(B, bool),
     }
     orders['stop_B'][stopped] = True
     opened: list[_Problem] = []
@@ -243,8 +252,11 @@ class Engine:
         ('row_B', problem.row),
         ('draw_B', request.draw),
         ('candidate_B', number),
+        ('written_B', len(request.written)),
         ('limit_B', request.limit(self._config)),
+        ('trace_B', request.trace),
         ('budget_B', request.budget(self._config)),
+        ('num_thinking_B', request.num_thinking(self._config)),
       ):
         orders[name][slot] = value
 
@@ -254,12 +266,12 @@ class Engine:
     for first in range(0, len(problems), most):
       part = problems[first : first + most]
       n = bucket(len(part), 1)
-      S = bucket(max(len(p.request.prompt) for p in part))
+      S = bucket(max(len(p.request.read) for p in part))
       prompt_nS = np.full((n, S), self._config.pad_id, np.int32)
       length_n = np.ones(n, np.int32)
       row_n = np.full(n, self._num_prompts, np.int32)  # dropped
       for i, problem in enumerate(part):
-        prompt = problem.request.prompt
+        prompt = problem.request.read
         prompt_nS[i, : len(prompt)] = prompt
         length_n[i], row_n[i] = len(prompt), problem.row
       read = self._run['prefill'](self._params, prompt_nS, length_n)
@@ -270,13 +282,18 @@ class Engine:
   def _make_room(self) -> None:
     """Columns for the next chunk: no slot may come round to its own first."""
     need = max(
-      min(draft.request.limit(self._config), draft.written + self._shape.turns)
+      min(self._left(draft), self._shape.turns) + draft.drawn
       for draft in self._drafts
       if draft is not None
     )
     if need > self._columns:
       self._columns = bucket(need)
       self._slots = self._run['widen'](self._slots, self._columns)
+
+  def _left(self, draft: Draft) -> int:
+    """Tokens that a candidate may still write."""
+    request = draft.request
+    return request.limit(self._config) - len(request.written) - draft.drawn
 
   def _chunk(self, least_active: int) -> Iterator[Candidate]:
     """Turns of all slots, and the candidates that ended in them."""
@@ -306,11 +323,11 @@ class Engine:
           'hold NaN or infinity; load another checkpoint'
         )
       draft.parts.append(part)
-      draft.written += count
+      draft.drawn += count
       draft.last_logit = float(last_B[slot])
       if stopped_B[slot]:
         yield self._end(slot, STOP)
-      elif draft.written >= draft.request.limit(self._config):
+      elif not self._left(draft):
         yield self._end(slot, LENGTH)
 
   def _end(self, slot: int, reason: str) -> Candidate:

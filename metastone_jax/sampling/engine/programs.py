@@ -72,8 +72,11 @@ class Orders:
     row_B: int32, the row of the new candidate's prompt.
     draw_B: int32, global draw index of its problem.
     candidate_B: int32, its number.
-    limit_B: int32, tokens it may have.
+    written_B: int32, tokens of it that were read with the prompt.
+    limit_B: int32, tokens it may have, these included.
+    trace_B: it ends with its thinking.
     budget_B: int32, its thinking budget.
+    num_thinking_B: int32, thinking tokens among those that were read.
   """
 
   start_B: jax.Array
@@ -81,8 +84,11 @@ class Orders:
   row_B: jax.Array
   draw_B: jax.Array
   candidate_B: jax.Array
+  written_B: jax.Array
   limit_B: jax.Array
+  trace_B: jax.Array
   budget_B: jax.Array
+  num_thinking_B: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +154,7 @@ class Programs:
       position_B=zero_B,
       written_B=zero_B,
       limit_B=zero_B,
+      trace_B=zero_B != 0,
       budget_B=zero_B,
       thinking_B=zero_B != 0,
       num_thinking_B=zero_B,
@@ -252,11 +259,12 @@ class Programs:
         feature_BD=take(prompts.feature_PD[row], slots.feature_BD),
         key_B=jnp.where(start, key_B, slots.key_B),
         position_B=take(prompts.length_P[row], slots.position_B),
-        written_B=take(0, slots.written_B),
+        written_B=take(orders.written_B, slots.written_B),
         limit_B=jnp.where(stop, 0, take(orders.limit_B, slots.limit_B)),
+        trace_B=take(orders.trace_B, slots.trace_B),
         budget_B=take(orders.budget_B, slots.budget_B),
         thinking_B=take(prompts.thinking_P[row], slots.thinking_B),
-        num_thinking_B=take(0, slots.num_thinking_B),
+        num_thinking_B=take(orders.num_thinking_B, slots.num_thinking_B),
         stopped_B=slots.stopped_B & ~start,
         seen_BV=jax.tree.map(
           lambda new, old: take(new[row], old), prompts.seen_PV, slots.seen_BV
@@ -274,7 +282,6 @@ class Programs:
       slots_in,
       turns=self.turns,
       config=self.config,
-      stop_ids=self.config.stop_ids,
       sharder=self.sharder,
       least_active=least_active,
     )

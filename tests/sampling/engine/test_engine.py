@@ -158,7 +158,7 @@ def test_budgets_and_limits_are_the_requests(params):
   changed = dict(max_response_length=6, thinking_budget=3)
   config = dataclasses.replace(CONFIG, **changed)
   with jax.enable_x64(True):
-    _, wanted = tiny.loop(config, tiny.EOS, N, params, prompt, length)
+    _, wanted = tiny.loop(config, N, params, prompt, length)
     requests = [
       dataclasses.replace(r, max_tokens=6, thinking_budget=3)
       if r.draw % 2
@@ -210,7 +210,7 @@ def test_pruned_candidates_are_handed_out_as_they_are(params):
   given_up = []
 
   def prune(drafts):
-    chosen = [d for d in drafts if d.number == 2 and d.written >= 3]
+    chosen = [d for d in drafts if d.number == 2 and d.drawn >= 3]
     given_up.extend((d.request.draw, d.number) for d in chosen)
     return chosen
 
@@ -265,3 +265,27 @@ def test_nan_weights_are_named(params):
   with jax.enable_x64(True):
     with pytest.raises(UserError, match='candidate 0 is nan: the weights hold'):
       list(_engine(broken, num_slots=2, turns=3).run(_requests()))
+
+
+def test_a_response_goes_on_where_it_was_left(params):
+  """The first tokens read back: the rest is what it would have been."""
+  wanted = _wanted()
+  requests, whole = [], {}
+  for request in _requests():
+    p = request.draw
+    for n in range(N):
+      count = wanted.length_PN[p, n]
+      if count > 3:
+        first = tuple(wanted.token_PNR[p, n, :3].tolist())
+        requests.append(
+          dataclasses.replace(request, candidates=(n,), written=first)
+        )
+        whole[p, n] = wanted.token_PNR[p, n, :count]
+  assert len(requests) > 10
+  with jax.enable_x64(True):
+    found = list(_engine(params, num_slots=5, turns=3).run(requests))
+  assert len(found) == len(requests)
+  for c in found:
+    np.testing.assert_array_equal(
+      c.token_R, whole[c.request.draw, c.number][3:]
+    )
