@@ -140,12 +140,15 @@ def tokens_seen(
 def thinking_open(
   prompt_PS: jax.Array, valid_PS: jax.Array, config: SamplingConfig
 ) -> jax.Array:
-  """bool (P,): the prompt opens a <think> that it does not close."""
+  """bool (P,): the last tag of the prompt is a <think>."""
+  place_S = jnp.arange(prompt_PS.shape[1])
 
-  def count(token):
-    return jnp.sum(valid_PS & (prompt_PS == token), axis=1)
+  def last(token):
+    return jnp.max(
+      jnp.where(valid_PS & (prompt_PS == token), place_S, -1), axis=1
+    )
 
-  return count(config.think_start_id) > count(config.think_end_id)
+  return last(config.think_start_id) > last(config.think_end_id)
 
 
 def _joined(prompt_PS, length_P, token_PNR, pad_id):

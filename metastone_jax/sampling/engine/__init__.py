@@ -1,5 +1,7 @@
 """The engine: a queue of problems through a fixed set of slots."""
 
+from metastone_jax.sampling.engine.best_of import Answer as Answer
+from metastone_jax.sampling.engine.best_of import best_of as best_of
 from metastone_jax.sampling.engine.candidates import Candidate as Candidate
 from metastone_jax.sampling.engine.candidates import Draft as Draft
 from metastone_jax.sampling.engine.candidates import Request as Request

@@ -85,13 +85,11 @@ class Request:
 
   def num_thinking(self, config: SamplingConfig) -> int:
     """Thinking tokens in `written`."""
-    start, end = config.think_start_id, config.think_end_id
-    inside = self.prompt.count(start) > self.prompt.count(end)
-    count = 0
-    for token in self.written:
-      inside &= token != end
-      count += inside
-      inside |= token == start
+    inside, count = False, 0
+    for place, token in enumerate(self.read):
+      inside &= token != config.think_end_id
+      count += inside and place >= len(self.prompt)
+      inside |= token == config.think_start_id
     return count
 
 

@@ -94,6 +94,10 @@ class Engine:
     config: strategy, lengths, ids.
     engine_config: shapes of the engine.
     sharder: mesh, or an empty Sharder().
+
+  Attributes:
+    config: as given.
+    turns: made so far, each one token of every active slot.
   """
 
   def __init__(
@@ -107,7 +111,8 @@ class Engine:
     sharder: Sharder,
   ):
     self._params, self._seed = params, np.int32(seed)
-    self._config, self._shape = config, engine_config
+    self.config = config
+    self._shape = engine_config
     B = engine_config.num_slots
     P = engine_config.num_prompts or B
     self._shards = 1
@@ -132,13 +137,14 @@ class Engine:
 
   def run(
     self,
-    requests: Iterable[Request],
+    requests: Iterable[Request] | collections.deque[Request],
     prune: Callable[[list[Draft]], list[Draft]] | None = None,
   ) -> Iterator[Candidate]:
     """Candidates in the order in which they end.
 
     Args:
-      requests: served in this order.
+      requests: served in this order. Of a deque they are taken one by one, so
+        whoever iterates may add more.
       prune: called between chunks with the candidates that are being written;
         those that it returns are given up.
 
@@ -146,13 +152,14 @@ class Engine:
       UserError: a request that cannot be served, before anything is drawn; or
         log-probs that are no numbers.
     """
-    requests = list(requests)
-    for request in requests:
-      request.check(self._config, self._shape.context)
-    if not requests:
+    queue = requests
+    if not isinstance(queue, collections.deque):
+      queue = collections.deque(requests)
+    for request in queue:
+      request.check(self.config, self._shape.context)
+    if not queue:
       return
-    queue = collections.deque(requests)
-    self._open(requests)
+    self._open(queue)
     # By shard: free slots, free rows, problems with candidates to start.
     slots = np.arange(self._num_slots).reshape(self._shards, -1)
     rows = np.arange(self._num_prompts).reshape(self._shards, -1)
@@ -180,7 +187,7 @@ class Engine:
             stopped.append(slot)
             yield self._end(slot, PRUNED)
 
-  def _open(self, requests: list[Request]) -> None:
+  def _open(self, requests: Iterable[Request]) -> None:
     """Empty slots, as wide as the first chunk needs."""
     self._positions = bucket(max(len(r.read) for r in requests))
     self._columns = bucket(self._shape.turns)
@@ -222,6 +229,7 @@ class Engine:
         break
       shard = max(able, key=lambda shard: len(self._free[shard]))
       request = queue.popleft()
+      request.check(self.config, self._shape.context)
       problem = _Problem(
         request,
         self._rows[shard].popleft(),
@@ -253,10 +261,10 @@ class Engine:
         ('draw_B', request.draw),
         ('candidate_B', number),
         ('written_B', len(request.written)),
-        ('limit_B', request.limit(self._config)),
+        ('limit_B', request.limit(self.config)),
         ('trace_B', request.trace),
-        ('budget_B', request.budget(self._config)),
-        ('num_thinking_B', request.num_thinking(self._config)),
+        ('budget_B', request.budget(self.config)),
+        ('num_thinking_B', request.num_thinking(self.config)),
       ):
         orders[name][slot] = value
 
@@ -267,7 +275,10 @@ class Engine:
       part = problems[first : first + most]
       n = bucket(len(part), 1)
       S = bucket(max(len(p.request.read) for p in part))
-      prompt_nS = np.full((n, S), self._config.pad_id, np.int32)
+      if S > self._positions:
+        self._positions = S
+        self._slots = self._run['lengthen'](self._slots, S)
+      prompt_nS = np.full((n, S), self.config.pad_id, np.int32)
       length_n = np.ones(n, np.int32)
       row_n = np.full(n, self._num_prompts, np.int32)  # dropped
       for i, problem in enumerate(part):
@@ -293,7 +304,7 @@ class Engine:
   def _left(self, draft: Draft) -> int:
     """Tokens that a candidate may still write."""
     request = draft.request
-    return request.limit(self._config) - len(request.written) - draft.drawn
+    return request.limit(self.config) - len(request.written) - draft.drawn
 
   def _chunk(self, least_active: int) -> Iterator[Candidate]:
     """Turns of all slots, and the candidates that ended in them."""
@@ -340,4 +351,4 @@ class Engine:
     if not problem.live and not problem.waiting:
       del self._problems[draft.row]
       self._rows[shard].append(draft.row)
-    return draft.finish(reason, self._config)
+    return draft.finish(reason, self.config)

@@ -314,6 +314,30 @@ class Programs:
       )
     )
 
+  def lengthen(self, slots: Slots, positions: int) -> Slots:
+    """Longer rows in the prompt store."""
+    extra = positions - slots.prompt_valid_PS.shape[1]
+
+    def longer(x, axis):
+      pads = [(0, 0)] * x.ndim
+      pads[axis] = (0, extra)
+      return jnp.pad(x, pads)
+
+    return self._placed(
+      dataclasses.replace(
+        slots,
+        caches=tuple(
+          dataclasses.replace(
+            c,
+            prompt_k_PKhS=longer(c.prompt_k_PKhS, 3),
+            prompt_v_PKSh=longer(c.prompt_v_PKSh, 2),
+          )
+          for c in slots.caches
+        ),
+        prompt_valid_PS=longer(slots.prompt_valid_PS, 1),
+      )
+    )
+
 
 @functools.cache
 def jitted(programs: Programs) -> dict:
@@ -326,4 +350,5 @@ def jitted(programs: Programs) -> dict:
     'chunk': jax.jit(programs.chunk, donate_argnums=(1,)),
     # Nothing to donate: every result is larger than what it comes from.
     'widen': jax.jit(programs.widen, static_argnums=(1,)),
+    'lengthen': jax.jit(programs.lengthen, static_argnums=(1,)),
   }

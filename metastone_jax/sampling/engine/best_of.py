@@ -1,0 +1,138 @@
+"""Best of k through the engine: many problems, the winner of each.
+
+The same winners as `best_of_k`, the one compiled program, and the same answers
+(SPEC 5): form 'complete' picks among complete responses, form 'trace' among
+thinking traces, after the best of which the answer is written once.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from metastone_jax.errors import UserError
+from metastone_jax.sampling.best_of_k import FORMS
+from metastone_jax.sampling.config import SamplingConfig
+from metastone_jax.sampling.engine.candidates import Candidate, Draft, Request
+from metastone_jax.sampling.engine.engine import Engine
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """What a problem got.
+
+  Attributes:
+    request: the problem.
+    candidates: all of them ('trace': the thinking only), by number.
+    best: index of the winner.
+    token_A: int32 response of the winner, thinking included.
+    finished: it ended by itself.
+    tokens: drawn for this problem, all candidates and the answer together.
+  """
+
+  request: Request
+  candidates: tuple[Candidate, ...]
+  best: int
+  token_A: np.ndarray
+  finished: bool
+  tokens: int
+
+
+def choose(candidates: tuple[Candidate, ...], config: SamplingConfig) -> int:
+  """Index of the winner, as `select_best`."""
+
+  def rank(candidate: Candidate) -> tuple[bool, float]:
+    natural = candidate.finished and not (
+      # A forced </think> ends a trace, but it is no finished thought.
+      candidate.request.trace and candidate.forced_R.any()
+    )
+    return natural and not config.released_selection, candidate.score
+
+  return max(range(len(candidates)), key=lambda i: rank(candidates[i]))
+
+
+def best_of(
+  engine: Engine,
+  requests: Iterable[Request],
+  *,
+  form: str = 'complete',
+  answer_length: int = 0,
+  prune: Callable[[list[Draft]], list[Draft]] | None = None,
+) -> Iterator[Answer]:
+  """Answers in the order in which they are ready.
+
+  Args:
+    engine: configured for responses as long as thinking and answer together.
+    requests: the problems, of different draw indices. In form 'trace' their
+      length limit is that of the thinking, </think> included.
+    form: 'complete' or 'trace'.
+    answer_length: tokens of the answer in form 'trace', at least 1.
+    prune: see `Engine.run`; a candidate given up does not win.
+
+  Raises:
+    UserError: an unknown form, 'trace' without an answer length, equal draw
+      indices, or a request that cannot be served.
+  """
+  if form not in FORMS:
+    raise UserError(f'form={form!r}; use one of {", ".join(FORMS)}')
+  if form == 'trace' and answer_length < 1:
+    raise UserError(
+      f"form 'trace' writes the answer apart: answer_length={answer_length} "
+      'must be at least 1 token'
+    )
+  requests = list(requests)
+  by_draw = {request.draw: request for request in requests}
+  if len(by_draw) < len(requests):
+    raise UserError(
+      'several requests have one draw index; their candidates would share '
+      'their randomness: number them'
+    )
+  if form == 'trace':
+    requests = [dataclasses.replace(r, trace=True) for r in requests]
+  ended: dict[int, list[Candidate]] = {draw: [] for draw in by_draw}
+  judged: dict[int, tuple[tuple[Candidate, ...], int]] = {}
+  queue = collections.deque(requests)
+  for candidate in engine.run(queue, prune):
+    draw = candidate.request.draw
+    request = by_draw[draw]
+    if draw in judged:  # the answer after the best trace
+      candidates, best = judged.pop(draw)
+      yield _answer(request, candidates, best, candidate)
+      continue
+    ended[draw].append(candidate)
+    if len(ended[draw]) < len(request.candidates):
+      continue
+    candidates = tuple(sorted(ended.pop(draw), key=lambda c: c.number))
+    best = choose(candidates, engine.config)
+    if form == 'complete':
+      yield _answer(request, candidates, best, None)
+      continue
+    judged[draw] = candidates, best
+    winner = candidates[best]
+    written = request.written + tuple(winner.token_R.tolist())
+    queue.appendleft(
+      dataclasses.replace(
+        request,
+        candidates=(winner.number,),
+        written=written,
+        max_tokens=len(written) + answer_length,
+        # What the traces had, whatever part of it this one used.
+        thinking_budget=winner.request.budget(engine.config),
+      )
+    )
+
+
+def _answer(request, candidates, best: int, rest: Candidate | None) -> Answer:
+  winner = candidates[best]
+  parts = [winner.token_R] + ([] if rest is None else [rest.token_R])
+  last = winner if rest is None else rest
+  return Answer(
+    request,
+    candidates,
+    best,
+    np.concatenate(parts),
+    last.finished,
+    sum(len(c.token_R) for c in candidates)
+    + (0 if rest is None else len(rest.token_R)),
+  )
