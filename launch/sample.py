@@ -3,8 +3,12 @@ r"""Asks a model: k candidates, scored as they are written; the best answers.
   python -m launch.sample --checkpoint=models/smollm2-135m --max_tokens=128 \
     --question="What is 17 + 25? Think step by step." --effort=medium
 
+  python -m launch.sample --checkpoint=runs/tiny --input=questions.jsonl \
+    --output=answers.jsonl --k=8
+
 The checkpoint is a folder of a run or of launch.ingest, a Hugging Face folder
-or a .gguf file.
+or a .gguf file. With --input (JSON lines with `question` or `prompt`) all
+questions share the slots; the same command goes on where it was stopped.
 """
 
 import functools
@@ -12,21 +16,35 @@ import json
 import time
 
 import jax
-import numpy as np
 from absl import flags
 
-from launch import cli
+from launch import cli, show_answer
+from launch.answers_file import AnswersFile, read_questions
 from metastone_jax.checkpoints import Pretrained
 from metastone_jax.data import ChatFormat, Tokenizer, tokenizer_from_files
 from metastone_jax.errors import UserError
 from metastone_jax.evaluation import result_output
+from metastone_jax.model import unstack_params
 from metastone_jax.parallel import Sharder, make_mesh
-from metastone_jax.sampling import EFFORTS, SamplingConfig, best_of_k
+from metastone_jax.sampling import EFFORTS, SamplingConfig, decode_params
+from metastone_jax.sampling.engine import (
+  Answer,
+  Engine,
+  EngineConfig,
+  Request,
+  best_of,
+)
 from metastone_jax.telemetry import ByteProgress, Progress
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The model.')
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint step; default: newest.')
 _QUESTION = flags.DEFINE_string('question', None, 'What to ask.')
+_INPUT = flags.DEFINE_string(
+  'input', None, 'JSON lines of questions, instead of --question.'
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Where their answers go, as JSON lines.'
+)
 _SYSTEM = flags.DEFINE_string('system', None, 'A system message before it.')
 _EFFORT = flags.DEFINE_enum(
   'effort',
@@ -41,9 +59,25 @@ _FORM = flags.DEFINE_enum(
   ['complete', 'trace'],
   "'complete': k whole responses; 'trace': k thinking traces, one answer.",
 )
-_MAX_TOKENS = flags.DEFINE_integer('max_tokens', 512, 'Of a response.')
+_MAX_TOKENS = flags.DEFINE_integer(
+  'max_tokens', 512, 'Of a response; of a thinking trace with --form=trace.'
+)
+_ANSWER_TOKENS = flags.DEFINE_integer(
+  'answer_tokens', None, 'Of the answer of --form=trace; default: max_tokens.'
+)
+_BUDGET = flags.DEFINE_integer(
+  'thinking_budget', None, 'Thinking tokens after which </think> is forced.'
+)
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.6, '0 = greedy.')
 _TOP_P = flags.DEFINE_float('top_p', 0.95, '1 = off.')
+_TOP_K = flags.DEFINE_integer('top_k', 0, '0 = off.')
+_MIN_P = flags.DEFINE_float('min_p', 0.0, '0 = off.')
+_REPETITION_PENALTY = flags.DEFINE_float(
+  'repetition_penalty', 1.0, '1 = off; the released server: 1.05.'
+)
+_SLOTS = flags.DEFINE_integer(
+  'slots', 32, 'Candidates that are written at a time.'
+)
 _MARKS = flags.DEFINE_multi_string(
   'step_mark',
   None,
@@ -54,7 +88,7 @@ _DTYPE = flags.DEFINE_enum(
   'dtype', 'float32', ['float32', 'bfloat16'], 'Of the computation.'
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.')
-_JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead.')
+_JSON = flags.DEFINE_bool('json', False, 'Print JSON lines instead.')
 
 
 def _data_options(pretrained: Pretrained) -> dict:
@@ -65,13 +99,58 @@ def _data_options(pretrained: Pretrained) -> dict:
   return {}
 
 
+def _questions() -> list[tuple[str, dict]]:
+  """What to ask, and what else a line of the input says."""
+  if (_QUESTION.value is None) == (_INPUT.value is None):
+    raise UserError(
+      '--checkpoint and either --question or --input are needed; --help shows '
+      'an example'
+    )
+  if _INPUT.value is None:
+    if _OUTPUT.value is not None:
+      raise UserError('--output goes with --input; for one question use --json')
+    return [(_QUESTION.value, {})]
+  if _OUTPUT.value is None:
+    raise UserError('--input needs --output=FILE for the answers')
+  return read_questions(_INPUT.value)
+
+
+def _sampling(tokenizer: Tokenizer, options: dict) -> SamplingConfig:
+  marks = (
+    _MARKS.value or options.get('step_marks') or tokenizer.find_step_marks()[:1]
+  )
+  answer = _answer_tokens()
+  return SamplingConfig(
+    max_response_length=_MAX_TOKENS.value + answer,
+    step_ids=tokenizer.step_ids(marks),
+    **tokenizer.sampling_ids(),
+    temperature=_TEMPERATURE.value,
+    top_k=_TOP_K.value,
+    top_p=_TOP_P.value,
+    min_p=_MIN_P.value,
+    repetition_penalty=_REPETITION_PENALTY.value,
+    thinking_budget=_BUDGET.value,
+  )
+
+
+def _answer_tokens() -> int:
+  """Tokens behind the trace; 0 in form 'complete'."""
+  if _FORM.value == 'complete':
+    return 0
+  if _ANSWER_TOKENS.value is None:
+    return _MAX_TOKENS.value
+  return _ANSWER_TOKENS.value
+
+
 def main() -> None:
   """Parses, loads, draws, prints."""
   cli.refuse_several('launch.sample')
-  if _CHECKPOINT.value is None or _QUESTION.value is None:
+  if _CHECKPOINT.value is None:
     raise UserError(
-      '--checkpoint and --question are needed; --help shows an example'
+      '--checkpoint and either --question or --input are needed; --help shows '
+      'an example'
     )
+  questions = _questions()
   k = EFFORTS[_EFFORT.value] if _K.value is None else _K.value
   sharder = Sharder.of(make_mesh({'fsdp': -1}))
   with Pretrained(_CHECKPOINT.value) as pretrained, Progress() as progress:
@@ -83,24 +162,23 @@ def main() -> None:
       instruction=options.get('instruction', ''),
       system=_SYSTEM.value or options.get('system'),
     )
-    marks = (
-      _MARKS.value
-      or options.get('step_marks')
-      or tokenizer.find_step_marks()[:1]
-    )
-    sampling = SamplingConfig(
-      max_response_length=_MAX_TOKENS.value,
-      step_ids=tokenizer.step_ids(marks),
-      **tokenizer.sampling_ids(),
-      temperature=_TEMPERATURE.value,
-      top_p=_TOP_P.value,
-    )
+    sampling = _sampling(tokenizer, options)
     if _FORM.value == 'trace' and not tokenizer.has_think_tags:
       raise UserError(
         f'--form=trace needs think tags, which {pretrained.where} has not; use '
         '--form=complete'
       )
-    ids = np.array([tokenizer.encode(chat.render(_QUESTION.value))], np.int32)
+    requests = [
+      Request(
+        tuple(tokenizer.encode(chat.render(question))),
+        index,
+        tuple(range(k)),
+        max_tokens=_MAX_TOKENS.value,
+      )
+      for index, (question, _) in enumerate(questions)
+    ]
+    for request in requests:
+      request.check(sampling, None)
     config = pretrained.configure(
       dtype=_DTYPE.value, param_dtype=_DTYPE.value, remat='none'
     )
@@ -109,77 +187,120 @@ def main() -> None:
         f'warning: {pretrained.where} has no score head; a fresh one judges, '
         'which knows nothing'
       )
-    params = pretrained.load(
-      config,
-      sharder,
-      step=_STEP.value,
-      progress=ByteProgress(progress, 'read'),
-    )
-    progress.phase('draw', 1)
-    started = time.monotonic()
-    draw = jax.jit(
-      functools.partial(
-        best_of_k,
-        k=k,
+
+    def answers(wanted: list[Request]):
+      params = pretrained.load(
+        config,
+        sharder,
+        step=_STEP.value,
+        progress=ByteProgress(progress, 'read'),
+      )
+      devices = jax.device_count()
+      engine = Engine(
+        jax.jit(_laid_out, static_argnums=1)(params, config),
+        _SEED.value,
         model_config=config,
         config=sampling,
-        form=_FORM.value,
-        answer_length=_MAX_TOKENS.value if _FORM.value == 'trace' else 0,
+        engine_config=EngineConfig(
+          num_slots=-(-min(_SLOTS.value, k * len(wanted)) // devices) * devices
+        ),
         sharder=sharder,
       )
-    )
-    found = jax.device_get(
-      draw(
-        params,
-        ids,
-        np.array([ids.shape[1]], np.int32),
-        np.int32(_SEED.value),
-        np.zeros(1, np.int32),
+      del params
+      progress.phase('draw', len(questions), initial=_done(wanted))
+      yield from best_of(
+        engine, wanted, form=_FORM.value, answer_length=_answer_tokens()
       )
-    )
-    seconds = time.monotonic() - started
-    progress.update(1)
-  _show(found, tokenizer, chat, k, seconds)
 
+    def _done(wanted):
+      return len(questions) - len(wanted)
 
-def _show(
-  found, tokenizer: Tokenizer, chat: ChatFormat, k: int, seconds: float
-) -> None:
-  drawn = found.candidates
-
-  def read(token_BR, length_B):
-    texts = tokenizer.decode_rows(token_BR, length_B)
-    return [chat.without_end(text) for text in texts]
-
-  texts = read(drawn.token_PNR[0], drawn.length_PN[0])
-  (answer,) = read(found.answer_PA, found.answer_length_P)
-  best, scores = int(found.best_P[0]), drawn.score_PN[0]
+    decode = functools.partial(_decode, tokenizer, chat)
+    started = time.monotonic()
+    if _INPUT.value is None:
+      (answer,) = answers(requests)
+      seconds = time.monotonic() - started
+      progress.update(1, tokens=answer.tokens)
+    else:
+      _answer_all(questions, requests, answers, decode, k, progress)
+      return
   if _JSON.value:
-    print(
-      json.dumps(
-        {
-          'prompt': _QUESTION.value,
-          'output': result_output(answer, seconds, texts, scores),
-          'best': best,
-        },
-        ensure_ascii=False,
-      )
+    row = _row(questions[0], answer, decode, seconds)
+    print(json.dumps(row, ensure_ascii=False))
+  else:
+    show_answer.show(answer, decode, seconds=seconds)
+
+
+def _laid_out(params, config):
+  """Of the compute dtype, a tree a layer: what decoding reads."""
+  return unstack_params(config, decode_params(params, config))
+
+
+def _decode(tokenizer: Tokenizer, chat: ChatFormat, ids) -> str:
+  return chat.without_end(tokenizer.decode(ids))
+
+
+def _row(question, answer: Answer, decode, seconds: float) -> dict:
+  """A line of the output, as the released code has it."""
+  text, fields = question
+  return {
+    'prompt': text,
+    **fields,
+    'output': result_output(
+      decode(answer.token_A.tolist()),
+      seconds,
+      [decode(c.token_R.tolist()) for c in answer.candidates],
+      [c.score for c in answer.candidates],
+    ),
+    'best': answer.best,
+    'finished': [c.reason for c in answer.candidates],
+    'tokens': answer.tokens,
+  }
+
+
+def _answer_all(questions, requests, answers, decode, k: int, progress) -> None:
+  """Every question without an answer yet, into the file."""
+  settings = {
+    flag.name: flag.value
+    for flag in (
+      _CHECKPOINT,
+      _STEP,
+      _SYSTEM,
+      _FORM,
+      _MAX_TOKENS,
+      _ANSWER_TOKENS,
+      _BUDGET,
+      _TEMPERATURE,
+      _TOP_K,
+      _TOP_P,
+      _MIN_P,
+      _REPETITION_PENALTY,
+      _MARKS,
+      _DTYPE,
+      _SEED,
     )
-    return
-  print(answer)
-  tokens = int(drawn.length_PN.sum())
+  } | {'k': k}
+  texts = [question for question, _ in questions]
+  with AnswersFile(_OUTPUT.value, texts, settings) as file:
+    wanted = [r for r in requests if r.draw not in file.done]
+    if not wanted:
+      progress.note(f'{_OUTPUT.value} has all {len(requests)} answers')
+      return
+    started, tokens = time.monotonic(), 0
+    for count, answer in enumerate(answers(wanted), 1):
+      index = answer.request.draw
+      seconds = (time.monotonic() - started) / count  # its share
+      row = _row(questions[index], answer, decode, seconds)
+      file.add(index, row)
+      if _JSON.value:
+        print(json.dumps({'index': index, **row}, ensure_ascii=False))
+      tokens += answer.tokens
+      progress.update(len(requests) - len(wanted) + count, tokens=answer.tokens)
   print(
-    f'\n{k} candidates, {tokens} tokens in {seconds:.1f} s (compilation '
-    'included); rank, score, steps, tokens:'
+    f'{_OUTPUT.value}: {len(wanted)} answers, {tokens} tokens in '
+    f'{time.monotonic() - started:.1f} s'
   )
-  for rank, n in enumerate(np.argsort(-scores, kind='stable')):
-    ending = '' if drawn.finished_PN[0, n] else ', cut off'
-    chosen = ' <- the answer' if n == best else ''
-    print(
-      f'{rank + 1:3d}  {scores[n]:.3f}  {drawn.step_mask_PNR[0, n].sum():3d}  '
-      f'{drawn.length_PN[0, n]:5d}{ending}{chosen}'
-    )
 
 
 if __name__ == '__main__':
-  cli.run(main, interrupted='nothing was answered')
+  cli.run(main, interrupted='finished answers are in --output')
