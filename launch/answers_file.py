@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from metastone_jax.errors import UserError
-from metastone_jax.evaluation import write_whole
+from metastone_jax.evaluation.samples import write_whole
 
 _QUESTION_NAMES = ('question', 'prompt')
 _SECONDS = 10.0  # between two writings of the file
