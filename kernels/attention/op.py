@@ -193,6 +193,61 @@ def attention(
   )
 
 
+def attention_to_past(
+  q_BTHh: jax.Array,
+  k_BSKh: jax.Array,
+  v_BSKh: jax.Array,
+  segment_BS: jax.Array,
+  start: jax.Array,
+  *,
+  split: Split | None = None,
+) -> jax.Array:
+  """A piece of a row against the keys of the row so far: (B, T, H, h).
+
+  What `attention` gives at places [start, start + T) of the whole rows, in the
+  `xla` form.
+
+  Args:
+    q_BTHh: rotated queries of the piece.
+    k_BSKh: rotated keys at all places; those behind the piece are not read.
+    v_BSKh: values.
+    segment_BS: of the rows, 0 = padding.
+    start: int scalar, place of the first query.
+    split: mesh axes, `length` among them empty; None = one device.
+  """
+  T, H = q_BTHh.shape[1:3]
+  K = k_BSKh.shape[2]
+  place_S = jnp.arange(k_BSKh.shape[1])
+  segment_BT = jax.lax.dynamic_slice_in_dim(segment_BS, start, T, axis=1)
+
+  def local(q, k, v, segment, key_segment, place):
+    return xla.attention(
+      q,
+      k,
+      v,
+      segment,
+      key_segment,
+      place,
+      place_S,
+      layout=PLAIN,
+      block=_XLA_BLOCK,
+    )
+
+  if split is not None:
+    shards = split.size(split.heads)
+    k_BSKh, v_BSKh = (_spread_heads(x, H, K, shards) for x in (k_BSKh, v_BSKh))
+    rows = PartitionSpec(split.batch or None)
+    heads = PartitionSpec(split.batch or None, None, split.heads or None)
+    local = jax.shard_map(
+      local,
+      mesh=split.mesh,
+      in_specs=(heads, heads, heads, rows, rows, PartitionSpec()),
+      out_specs=heads,
+    )
+  place_T = start + jnp.arange(T)
+  return local(q_BTHh, k_BSKh, v_BSKh, segment_BT, segment_BS, place_T)
+
+
 def _spread_heads(x_BTKh, num_heads: int, num_kv_heads: int, shards: int):
   """Repeats key/value heads until `shards` devices can share them out."""
   times = shards // math.gcd(num_kv_heads, shards)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from kernels.attention import Layout, Split, attention
+from kernels.attention import Layout, Split, attention, attention_to_past
 from kernels.decode_attention import Split as DecodeSplit
 from kernels.decode_attention import decode_attention
 from metastone_jax.model.config import ModelConfig
@@ -199,10 +199,50 @@ class Block(nnx.Module):
       interpret=self.config.interpret_kernels,
     )
     out = checkpoint_name(out, 'attention')
-    x = x_BTD + jnp.einsum('BTHh,HhD->BTD', out, self._cast(self.o_kernel))
+    return self._after_attention(x_BTD, out, sharder), (k, v)
+
+  def _after_attention(self, x_BTD, out_BTHh, sharder: Sharder):
+    x = x_BTD + jnp.einsum('BTHh,HhD->BTD', out_BTHh, self._cast(self.o_kernel))
     x = sharder.constrain(x, *RESIDUAL)
     x = self._feed_forward(x, sharder)
-    return sharder.constrain(x, *RESIDUAL), (k, v)
+    return sharder.constrain(x, *RESIDUAL)
+
+  def extend(
+    self,
+    x_BTD: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    cache: tuple[jax.Array, jax.Array],
+    start: jax.Array,
+    segment_BS: jax.Array,
+    sharder: Sharder,
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """A piece of sequences of which everything before was read.
+
+    Args:
+      x_BTD: the piece, at places [start, start + T).
+      cos, sin: of its positions.
+      cache: this layer's (k, v), each (B, S, K, h), filled up to `start`.
+      start: int scalar.
+      segment_BS: of whole sequences, 0 = padding.
+      sharder: activation shardings.
+
+    Returns:
+      the residual stream (B, T, D) and the cache with the piece written.
+    """
+    q, *new = self._qkv(x_BTD, cos, sin)
+    k, v = (
+      jax.lax.dynamic_update_slice_in_dim(old, x, start, axis=1)
+      for old, x in zip(cache, new, strict=True)
+    )
+    split = None
+    if sharder.mesh is not None:
+      batch, heads = sharder.mesh_axes(
+        ('batch', 'heads'), (q.shape[0], q.shape[2])
+      )
+      split = Split(sharder.mesh, batch, heads=heads)
+    out = attention_to_past(q, k, v, segment_BS, start, split=split)
+    return self._after_attention(x_BTD, out, sharder), (k, v)
 
   def decode(
     self,

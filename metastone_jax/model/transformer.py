@@ -103,7 +103,8 @@ class ReflectiveModel(nnx.Module):
     """The language-model head in the compute dtype."""
     return self._policy_master_DV().astype(self.config.dtype)
 
-  def _rotation(self, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def rotation(self, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of this model's rotary embedding at int positions."""
     config = self.config
     return rotation(
       position,
@@ -152,7 +153,7 @@ class ReflectiveModel(nnx.Module):
       keep_cache) a list of (k, v), each (B, T, K, h), one a layer.
     """
     config = self.config
-    cos, sin = self._rotation(position_BT)
+    cos, sin = self.rotation(position_BT)
     x = sharder.constrain(self.embed(token_BT), *RESIDUAL)
     cache = []
     if hasattr(self, 'blocks'):
@@ -342,7 +343,7 @@ class ReflectiveModel(nnx.Module):
       hidden_BD (final norm), feature_BD entering block f, updated caches.
     """
     config = self.config
-    cos, sin = self._rotation(position_B[:, None])
+    cos, sin = self.rotation(position_B[:, None])
     x = self.embed(token_B[:, None])
     feature = None
     updated = []

@@ -189,7 +189,7 @@ def decode_chunk(
   config: SamplingConfig,
   sharder: Sharder,
   least_active: jax.Array | int = 0,
-) -> tuple[Slots, Records]:
+) -> tuple[Slots, Records, jax.Array]:
   """Up to `turns` turns, then the scores of the marks that they wrote.
 
   Args:
@@ -201,7 +201,8 @@ def decode_chunk(
     least_active: the chunk ends when no more slots than this are active.
 
   Returns:
-    The slots after it, and what was written, C columns.
+    The slots after it; what was written, C columns; and feature_BCD, the score
+    feature that predicts each token.
   """
   B, D = slots.hidden_BD.shape
   layers = model.layers()
@@ -243,9 +244,8 @@ def decode_chunk(
   )
   mark = written & is_any(token, (*config.step_ids, config.think_end_id))
   step_logit, _ = model.step_scores(feature, mark, sharder=sharder)
-  return slots, Records(
-    written, token, log_prob, forced, step_logit.astype(acc)
-  )
+  records = Records(written, token, log_prob, forced, step_logit.astype(acc))
+  return slots, records, feature
 
 
 def decode_loop(
@@ -277,7 +277,7 @@ def decode_loop(
     config=config,
     sharder=sharder,
   )
-  _, shapes = jax.eval_shape(one, slots)
+  _, shapes, _ = jax.eval_shape(one, slots)
   # Turns that never come have written nothing.
   records = jax.tree.map(
     lambda x: jnp.zeros((x.shape[0], count * chunk), x.dtype), shapes
@@ -292,7 +292,7 @@ def decode_loop(
 
   def body(carry):
     index, slots, records = carry
-    slots, new = one(slots)
+    slots, new, _ = one(slots)
     records = jax.tree.map(
       lambda all_, x: jax.lax.dynamic_update_slice_in_dim(
         all_, x, index * chunk, axis=1

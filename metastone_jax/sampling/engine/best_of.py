@@ -59,6 +59,7 @@ def best_of(
   form: str = 'complete',
   answer_length: int = 0,
   prune: Callable[[list[Draft]], list[Draft]] | None = None,
+  stop: Callable[[Draft], int | None] | None = None,
 ) -> Iterator[Answer]:
   """Answers in the order in which they are ready.
 
@@ -69,6 +70,7 @@ def best_of(
     form: 'complete' or 'trace'.
     answer_length: tokens of the answer in form 'trace', at least 1.
     prune: see `Engine.run`; a candidate given up does not win.
+    stop: likewise.
 
   Raises:
     UserError: an unknown form, 'trace' without an answer length, equal draw
@@ -93,7 +95,7 @@ def best_of(
   ended: dict[int, list[Candidate]] = {draw: [] for draw in by_draw}
   judged: dict[int, tuple[tuple[Candidate, ...], int]] = {}
   queue = collections.deque(requests)
-  for candidate in engine.run(queue, prune):
+  for candidate in engine.run(queue, prune, stop):
     draw = candidate.request.draw
     request = by_draw[draw]
     if draw in judged:  # the answer after the best trace

@@ -145,6 +145,20 @@ class Draft:
   parts: list = dataclasses.field(default_factory=list)
   last_logit: float = 0.0
 
+  @property
+  def token_R(self) -> np.ndarray:  # noqa: N802 (shape suffix)
+    """int32, all tokens so far."""
+    parts = [part[0] for part in self.parts]
+    return np.concatenate([np.zeros(0, np.int32), *parts]).astype(np.int32)
+
+  def cut(self, keep: int) -> int:
+    """Drops what the last chunk wrote beyond `keep` tokens; how many."""
+    dropped = self.drawn - keep
+    if dropped:
+      self.parts[-1] = tuple(x[:-dropped] for x in self.parts[-1])
+      self.drawn = keep
+    return dropped
+
   def finish(self, reason: str, config: SamplingConfig) -> Candidate:
     """The candidate, with marks and score."""
     token, log_prob, forced, z = (

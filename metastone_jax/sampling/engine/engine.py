@@ -42,6 +42,8 @@ class EngineConfig:
     turns: tokens of a chunk.
     refill: share of the active slots that must have ended before a chunk stops
       early for the queue.
+    prefill_tokens: positions that are read at a time, a power of two: of
+      several short prompts together, or of a longer one piece by piece.
     context: tokens of prompt and response together; None = no limit.
   """
 
@@ -49,6 +51,7 @@ class EngineConfig:
   num_prompts: int | None = None
   turns: int = 32
   refill: float = 0.125
+  prefill_tokens: int = 8192
   context: int | None = None
 
   def __post_init__(self):
@@ -61,6 +64,12 @@ class EngineConfig:
       ),
       ('turns', self.turns >= 1, 'at least 1'),
       ('refill', 0 < self.refill <= 1, 'in (0, 1]'),
+      (
+        'prefill_tokens',
+        self.prefill_tokens >= 16
+        and self.prefill_tokens == bucket(self.prefill_tokens),
+        'a power of two, at least 16',
+      ),
     ):
       if not ok:
         raise UserError(
@@ -127,7 +136,12 @@ class Engine:
     self._num_slots, self._num_prompts = B, P
     self._run = programs_lib.jitted(
       programs_lib.Programs(
-        model_config, config, sharder, engine_config.turns, self._shards
+        model_config,
+        config,
+        sharder,
+        engine_config.turns,
+        self._shards,
+        engine_config.prefill_tokens,
       )
     )
     self._slots = self._prompts = None
@@ -139,6 +153,7 @@ class Engine:
     self,
     requests: Iterable[Request] | collections.deque[Request],
     prune: Callable[[list[Draft]], list[Draft]] | None = None,
+    stop: Callable[[Draft], int | None] | None = None,
   ) -> Iterator[Candidate]:
     """Candidates in the order in which they end.
 
@@ -147,6 +162,8 @@ class Engine:
         whoever iterates may add more.
       prune: called between chunks with the candidates that are being written;
         those that it returns are given up.
+      stop: called with a candidate that has new tokens; how many of its tokens
+        to keep if it ends there, else None. See `StopStrings`.
 
     Raises:
       UserError: a request that cannot be served, before anything is drawn; or
@@ -168,6 +185,7 @@ class Engine:
     self._waiting = [collections.deque() for _ in range(self._shards)]
     self._problems: dict[int, _Problem] = {}
     self._drafts = [None] * self._num_slots
+    self._given_up: set[int] = set()
     stopped: list[int] = []
     while True:
       self._start(queue, stopped)
@@ -177,15 +195,38 @@ class Engine:
       more = bool(queue) or any(self._waiting)
       enough = max(1, int(self._shape.refill * live)) if more else live
       self._make_room()
-      yield from self._chunk(live - enough)
+      # Slots whose candidate the host ends; the device does not know yet.
       stopped = []
-      if prune is not None:
-        drafts = [draft for draft in self._drafts if draft is not None]
-        given_up = {id(draft) for draft in prune(drafts)} if drafts else set()
-        for slot, draft in enumerate(self._drafts):
-          if draft is not None and id(draft) in given_up:
-            stopped.append(slot)
-            yield self._end(slot, PRUNED)
+      yield from self._chunk(live - enough, stop, stopped)
+      drafts = [draft for draft in self._drafts if draft is not None]
+      pruned = {id(draft) for draft in prune(drafts)} if prune else set()
+      for slot, draft in enumerate(self._drafts):
+        if draft is None:
+          continue
+        if id(draft) in pruned or draft.request.draw in self._given_up:
+          stopped.append(slot)
+          yield self._end(slot, PRUNED)
+
+  def give_up(self, draw: int) -> None:
+    """Called while iterating `run`: this problem needs no more candidates.
+
+    Those that are being written end as pruned after the present chunk; those
+    that wait are dropped.
+
+    Args:
+      draw: draw index of the problem.
+    """
+    self._given_up.add(draw)
+
+  def pending(self, draw: int) -> bool:
+    """Whether `run` will hand out more candidates of a problem it has begun.
+
+    Args:
+      draw: draw index of the problem.
+    """
+    drafts = [d.request.draw for d in self._drafts if d is not None]
+    waiting = [p.request.draw for shard in self._waiting for p in shard]
+    return draw in drafts or (draw not in self._given_up and draw in waiting)
 
   def _open(self, requests: Iterable[Request]) -> None:
     """Empty slots, as wide as the first chunk needs."""
@@ -249,6 +290,10 @@ class Engine:
     free, waiting = self._free[shard], self._waiting[shard]
     while free and waiting:
       problem = waiting[0]
+      if problem.request.draw in self._given_up:
+        waiting.popleft().waiting.clear()
+        self._release(problem)
+        continue
       request, number = problem.request, problem.waiting.popleft()
       if not problem.waiting:
         waiting.popleft()
@@ -269,12 +314,14 @@ class Engine:
         orders[name][slot] = value
 
   def _prefill(self, problems: list[_Problem]) -> None:
-    """Reads prompts into the store, as many at a time as shapes exist for."""
-    most = bucket(self._num_prompts, 1)
-    for first in range(0, len(problems), most):
-      part = problems[first : first + most]
+    """Reads prompts into the store, as many at a time as memory is for."""
+    problems = sorted(problems, key=lambda p: len(p.request.read))
+    while problems:
+      longest = bucket(len(problems[-1].request.read))
+      most = max(1, self._shape.prefill_tokens // longest)
+      part, problems = problems[-most:], problems[:-most]
       n = bucket(len(part), 1)
-      S = bucket(max(len(p.request.read) for p in part))
+      S = longest
       if S > self._positions:
         self._positions = S
         self._slots = self._run['lengthen'](self._slots, S)
@@ -306,9 +353,9 @@ class Engine:
     request = draft.request
     return request.limit(self.config) - len(request.written) - draft.drawn
 
-  def _chunk(self, least_active: int) -> Iterator[Candidate]:
+  def _chunk(self, least_active: int, stop, stopped) -> Iterator[Candidate]:
     """Turns of all slots, and the candidates that ended in them."""
-    self._slots, records, last_B = self._run['chunk'](
+    self._slots, records, last_B, feature_BCD = self._run['chunk'](
       self._params, self._slots, np.int32(least_active)
     )
     stopped_B = self._slots.stopped_B
@@ -336,7 +383,21 @@ class Engine:
       draft.parts.append(part)
       draft.drawn += count
       draft.last_logit = float(last_B[slot])
-      if stopped_B[slot]:
+      keep = stop(draft) if stop else None
+      if keep is not None:
+        dropped = draft.cut(keep)
+        if dropped:
+          draft.last_logit = float(
+            self._run['score_at'](
+              self._params,
+              feature_BCD,
+              np.int32(slot),
+              np.int32(count - dropped),
+            )
+          )
+        stopped.append(slot)
+        yield self._end(slot, STOP)
+      elif stopped_B[slot]:
         yield self._end(slot, STOP)
       elif not self._left(draft):
         yield self._end(slot, LENGTH)
@@ -348,7 +409,12 @@ class Engine:
     self._free[shard].append(slot)
     problem = self._problems[draft.row]
     problem.live -= 1
-    if not problem.live and not problem.waiting:
-      del self._problems[draft.row]
-      self._rows[shard].append(draft.row)
+    self._release(problem)
     return draft.finish(reason, self.config)
+
+  def _release(self, problem: _Problem) -> None:
+    """Frees the row of a problem that nobody reads any more."""
+    if not problem.live and not problem.waiting:
+      del self._problems[problem.row]
+      shard = problem.row // (self._num_prompts // self._shards)
+      self._rows[shard].append(problem.row)

@@ -18,6 +18,8 @@ from metastone_jax.model import (
   ModelConfig,
   Params,
   ReflectiveModel,
+  open_reading,
+  read_piece,
 )
 from metastone_jax.parallel import Sharder
 from metastone_jax.sampling import rollout, slots, strategies
@@ -101,6 +103,7 @@ class Programs:
     sharder: mesh, or an empty Sharder().
     turns: C, of a chunk.
     shards: devices that share slots and rows.
+    prefill_tokens: longer prompts are read in pieces of so many positions.
   """
 
   model_config: ModelConfig
@@ -108,6 +111,7 @@ class Programs:
   sharder: Sharder
   turns: int
   shards: int
+  prefill_tokens: int
 
   def empty(
     self, num_slots: int, num_prompts: int, positions: int, columns: int
@@ -187,9 +191,12 @@ class Programs:
       length_n: tokens of each, >= 1.
     """
     model = ReflectiveModel.bind(self.model_config, params)
-    hidden, feature, caches = model.prefill(
-      prompt_nS, length_n, slots=0, columns=0, sharder=self.sharder
-    )
+    if prompt_nS.shape[1] > self.prefill_tokens:
+      hidden, feature, caches = self._read(model, prompt_nS, length_n)
+    else:
+      hidden, feature, caches = model.prefill(
+        prompt_nS, length_n, slots=0, columns=0, sharder=self.sharder
+      )
     valid_nS = rollout.prompt_valid(prompt_nS, length_n)
     return Prefilled(
       Prompts(
@@ -204,6 +211,29 @@ class Programs:
       tuple((c.prompt_k_PKhS, c.prompt_v_PKSh) for c in caches),
       valid_nS,
     )
+
+  def _read(self, model, prompt_nS, length_n):
+    """As `model.prefill`, piece by piece."""
+    n, S = prompt_nS.shape
+    T = self.prefill_tokens
+
+    def body(carry):
+      start, reading = carry
+      piece = jax.lax.dynamic_slice_in_dim(prompt_nS, start, T, axis=1)
+      reading = read_piece(
+        model, reading, piece, start, length_n, sharder=self.sharder
+      )
+      return start + T, reading
+
+    _, reading = jax.lax.while_loop(
+      lambda carry: carry[0] < jnp.max(length_n),
+      body,
+      (jnp.zeros((), jnp.int32), open_reading(model, n, S, self.sharder)),
+    )
+    caches = tuple(
+      LayerCache.open(k, v, slots=0, columns=0) for k, v in reading.caches
+    )
+    return reading.hidden_PD, reading.feature_PD, caches
 
   def admit(
     self,
@@ -274,10 +304,15 @@ class Programs:
 
   def chunk(
     self, params: Params, slots_in: Slots, least_active: jax.Array
-  ) -> tuple[Slots, Records, jax.Array]:
-    """Turns of all slots; also z at each slot's last position, (B,)."""
+  ) -> tuple[Slots, Records, jax.Array, jax.Array]:
+    """Turns of all slots.
+
+    Returns:
+      The slots and the records; z at each slot's last position, (B,); and
+      feature_BCD, see `slots.decode_chunk`.
+    """
     model = ReflectiveModel.bind(self.model_config, params)
-    after, records = slots.decode_chunk(
+    after, records, feature_BCD = slots.decode_chunk(
       model,
       slots_in,
       turns=self.turns,
@@ -286,7 +321,18 @@ class Programs:
       least_active=least_active,
     )
     last_B = model.score(after.feature_BD[:, None])[:, 0]
-    return self._placed(after), records, last_B
+    return self._placed(after), records, last_B, feature_BCD
+
+  def score_at(
+    self,
+    params: Params,
+    feature_BCD: jax.Array,
+    slot: jax.Array,
+    turn: jax.Array,
+  ) -> jax.Array:
+    """z of one feature of a chunk, a scalar."""
+    model = ReflectiveModel.bind(self.model_config, params)
+    return model.score(feature_BCD[slot, turn][None, None])[0, 0]
 
   def widen(self, slots: Slots, columns: int) -> Slots:
     """More columns; the oldest comes first."""
@@ -348,6 +394,7 @@ def jitted(programs: Programs) -> dict:
     'admit': jax.jit(programs.admit, donate_argnums=(0, 1)),
     'order': jax.jit(programs.order, donate_argnums=(0,)),
     'chunk': jax.jit(programs.chunk, donate_argnums=(1,)),
+    'score_at': jax.jit(programs.score_at),
     # Nothing to donate: every result is larger than what it comes from.
     'widen': jax.jit(programs.widen, static_argnums=(1,)),
     'lengthen': jax.jit(programs.lengthen, static_argnums=(1,)),

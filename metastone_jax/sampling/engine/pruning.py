@@ -57,10 +57,7 @@ class Rejection:
 
   def running_score(self, draft: Draft) -> float:
     """Of the steps so far; of the last position where there is no mark yet."""
-    token, z = (
-      np.concatenate([np.asarray(part[i]) for part in draft.parts])
-      for i in (0, 3)
-    )
+    z_R = np.concatenate([part[3] for part in draft.parts])
     return score_of(
-      draft.request.read, token, z, draft.last_logit, self.config
+      draft.request.read, draft.token_R, z_R, draft.last_logit, self.config
     )[1]
