@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from kernels.attention import PLAIN, Layout, Split, attention
+from kernels.attention import (
+  PLAIN,
+  Layout,
+  Split,
+  attention,
+  attention_to_past,
+)
 from kernels.attention.op import choose
 from kernels.attention.reference import attention as reference
 
@@ -177,3 +183,28 @@ def test_what_a_kind_cannot_do_is_refused():
     Layout(prompt_length=4, response_length=3).places(9)
   with pytest.raises(ValueError, match='both'):
     Layout(prompt_length=4)
+
+
+@pytest.mark.parametrize('mesh', [None, (2, 2)], ids=['one', 'mesh'])
+def test_pieces_are_the_whole_row(mesh):
+  """Each piece against what was read before; what lies behind is rubbish."""
+  q, k, v, segment, _, real, want, _ = _case('plain')
+  split = None
+  if mesh is not None:
+    devices = np.array(jax.devices()[:4]).reshape(mesh)
+    split = Split(
+      Mesh(devices, ('b', 'h'), axis_types=(AxisType.Auto,) * 2),
+      batch=('b',),
+      heads=('h',),
+    )
+  piece = T // 4
+  read = jax.jit(functools.partial(attention_to_past, split=split))
+  got = []
+  for start in range(0, T, piece):
+    past_k, past_v = k.copy(), v.copy()
+    past_k[:, start + piece :] = past_v[:, start + piece :] = 1e3
+    part = q[:, start : start + piece]
+    got.append(read(part, past_k, past_v, segment, np.int32(start)))
+  np.testing.assert_allclose(
+    np.concatenate(got, axis=1) * real, want * real, atol=2e-5
+  )

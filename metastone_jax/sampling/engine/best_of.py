@@ -14,7 +14,12 @@ import numpy as np
 from metastone_jax.errors import UserError
 from metastone_jax.sampling.best_of_k import FORMS
 from metastone_jax.sampling.config import SamplingConfig
-from metastone_jax.sampling.engine.candidates import Candidate, Draft, Request
+from metastone_jax.sampling.engine.candidates import (
+  PRUNED,
+  Candidate,
+  Draft,
+  Request,
+)
 from metastone_jax.sampling.engine.engine import Engine
 
 
@@ -42,12 +47,16 @@ class Answer:
 def choose(candidates: tuple[Candidate, ...], config: SamplingConfig) -> int:
   """Index of the winner, as `select_best`."""
 
-  def rank(candidate: Candidate) -> tuple[bool, float]:
+  def rank(candidate: Candidate) -> tuple[bool, bool, float]:
     natural = candidate.finished and not (
       # A forced </think> ends a trace, but it is no finished thought.
       candidate.request.trace and candidate.forced_R.any()
     )
-    return natural and not config.released_selection, candidate.score
+    return (
+      candidate.reason != PRUNED,
+      natural and not config.released_selection,
+      candidate.score,
+    )
 
   return max(range(len(candidates)), key=lambda i: rank(candidates[i]))
 

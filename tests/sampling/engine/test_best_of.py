@@ -10,52 +10,28 @@ import pytest
 from metastone_jax.errors import UserError
 from metastone_jax.parallel import Sharder
 from metastone_jax.sampling import best_of_k
-from metastone_jax.sampling.engine import (
-  Engine,
-  EngineConfig,
-  Request,
-  best_of,
-)
+from metastone_jax.sampling.engine import best_of
 from tests import quick
-from tests.model import naive
 from tests.sampling import tiny
+from tests.sampling.engine import served
 from tests.sampling.tiny import SEED, R
 
 P, K, A = 6, 4, 5
 
 
-@pytest.fixture(scope='module')
-def params():
-  with jax.enable_x64(True):
-    return naive.random_params(tiny.model_config(), seed=1)
-
-
 def _requests():
-  prompt, length = tiny.prompts(P)
-  return [
-    Request(
-      tuple(prompt[p, : length[p]].tolist()), p, tuple(range(K)), max_tokens=R
-    )
-    for p in range(P)
-  ]
+  return served.requests(P, K, max_tokens=R)
 
 
-def _engine(params, config):
+def _engine(config):
   # The engine's responses hold the answer too.
   longer = dataclasses.replace(config, max_response_length=R + A)
-  return Engine(
-    params,
-    SEED,
-    model_config=tiny.model_config(),
-    config=longer,
-    engine_config=EngineConfig(num_slots=5, turns=3),
-    sharder=Sharder(),
-  )
+  return served.engine(longer, num_slots=5, turns=3)
 
 
 @pytest.mark.parametrize('released', [False, True])
 @pytest.mark.parametrize('form', ['complete', 'trace'])
-def test_winners_and_answers_are_those_of_one_program(params, form, released):
+def test_winners_and_answers_are_those_of_one_program(form, released):
   config = tiny.sampling_config(temperature=0.8, released_selection=released)
   prompt, length = tiny.prompts(P)
   program = functools.partial(
@@ -70,7 +46,7 @@ def test_winners_and_answers_are_those_of_one_program(params, form, released):
   with jax.enable_x64(True):
     wanted = jax.device_get(
       quick.jit(program)(
-        params,
+        served.params(),
         prompt,
         length,
         np.int32(SEED),
@@ -78,7 +54,7 @@ def test_winners_and_answers_are_those_of_one_program(params, form, released):
       )
     )
     found = list(
-      best_of(_engine(params, config), _requests(), form=form, answer_length=A)
+      best_of(_engine(config), _requests(), form=form, answer_length=A)
     )
   assert sorted(a.request.draw for a in found) == list(range(P))
   for answer in found:
@@ -101,8 +77,8 @@ def test_winners_and_answers_are_those_of_one_program(params, form, released):
     assert answer.tokens == drawn.length_PN[p].sum() + extra
 
 
-def test_bad_calls_are_named(params):
-  engine = _engine(params, tiny.sampling_config())
+def test_bad_calls_are_named():
+  engine = _engine(tiny.sampling_config())
   for options, message in (
     (dict(form='some'), "form='some'; use one of complete, trace"),
     (dict(form='trace'), 'answer_length=0 must be at least 1'),

@@ -9,68 +9,28 @@ import pytest
 
 from metastone_jax.errors import UserError
 from metastone_jax.parallel import Sharder, make_mesh
-from metastone_jax.sampling import sample
-from metastone_jax.sampling.engine import Engine, EngineConfig, Request
+from metastone_jax.sampling.engine import EngineConfig
 from metastone_jax.sampling.engine import engine as engine_lib
-from tests import quick
-from tests.model import naive
 from tests.sampling import tiny
-from tests.sampling.tiny import SEED
+from tests.sampling.engine import served
 
 P, N = 6, 4
 CONFIG = tiny.sampling_config(temperature=0.8)
 
 
-@pytest.fixture(scope='module')
-def params():
-  with jax.enable_x64(True):
-    return naive.random_params(tiny.model_config(), seed=1)
-
-
 @functools.cache
 def _wanted():
   """(P, N) rollout of the fixed batch, in float64."""
-  prompt, length = tiny.prompts(P)
   with jax.enable_x64(True):
-    program = functools.partial(
-      sample,
-      model_config=tiny.model_config(),
-      config=CONFIG,
-      sharder=Sharder(),
-    )
-    return jax.device_get(
-      quick.jit(program)(
-        naive.random_params(tiny.model_config(), seed=1),
-        prompt,
-        length,
-        np.int32(SEED),
-        np.arange(P, dtype=np.int32),
-        np.arange(N, dtype=np.int32),
-      )
-    )
+    return served.fixed_batch(CONFIG, *tiny.prompts(P), N)
 
 
 def _requests(problems=range(P), candidates=range(N)):
-  prompt, length = tiny.prompts(P)
+  every = served.requests(P, N)
   return [
-    Request(
-      prompt=tuple(prompt[p, : length[p]].tolist()),
-      draw=p,
-      candidates=tuple(candidates),
-    )
+    dataclasses.replace(every[p], candidates=tuple(candidates))
     for p in problems
   ]
-
-
-def _engine(params, sharder=None, config=CONFIG, **shape):
-  return Engine(
-    params,
-    SEED,
-    model_config=tiny.model_config(),
-    config=config,
-    engine_config=EngineConfig(**shape),
-    sharder=sharder or Sharder(),
-  )
 
 
 def _check(found, wanted, problems, candidates):
@@ -107,16 +67,16 @@ def _check(found, wanted, problems, candidates):
   ],
   ids=str,
 )
-def test_tokens_do_not_depend_on_the_slots(params, shape):
+def test_tokens_do_not_depend_on_the_slots(shape):
   with jax.enable_x64(True):
-    found = list(_engine(params, **shape).run(_requests()))
+    found = list(served.engine(CONFIG, **shape).run(_requests()))
   _check(found, _wanted(), range(P), range(N))
 
 
-def test_any_order_any_part(params):
+def test_any_order_any_part():
   """After a restart: what is missing, in another order."""
   with jax.enable_x64(True):
-    engine = _engine(params, num_slots=4, turns=3)
+    engine = served.engine(CONFIG, num_slots=4, turns=3)
     found = list(engine.run(_requests([4, 1], [3, 1])))
     again = list(engine.run(_requests([0], [0, 1, 2, 3])))
   _check(found, _wanted(), [1, 4], [1, 3])
@@ -124,21 +84,21 @@ def test_any_order_any_part(params):
 
 
 @pytest.mark.parametrize('mesh', [dict(data=8), dict(data=4, tensor=2)])
-def test_on_eight_devices(params, mesh):
+def test_on_eight_devices(mesh):
   sharder = Sharder(make_mesh(mesh))
   with jax.enable_x64(True):
-    engine = _engine(params, sharder, num_slots=8, turns=3)
+    engine = served.engine(CONFIG, sharder, num_slots=8, turns=3)
     found = list(engine.run(_requests()))
   _check(found, _wanted(), range(P), range(N))
 
 
-def test_caches_grow_and_go_round(params, monkeypatch):
+def test_caches_grow_and_go_round(monkeypatch):
   """Columns double while candidates are written, and are used again."""
   monkeypatch.setattr(
     engine_lib, 'bucket', lambda size, least=1: 1 << (size - 1).bit_length()
   )
   with jax.enable_x64(True):
-    engine = _engine(params, num_slots=3, turns=2)
+    engine = served.engine(CONFIG, num_slots=3, turns=2)
     widths = []
     widen = engine._run['widen']
     engine._run = engine._run | {
@@ -152,20 +112,20 @@ def test_caches_grow_and_go_round(params, monkeypatch):
   assert engine.turns > 16  # more than there are columns
 
 
-def test_budgets_and_limits_are_the_requests(params):
+def test_budgets_and_limits_are_the_requests():
   """Each candidate as in a fixed batch configured like its request."""
   prompt, length = tiny.prompts(P)
   changed = dict(max_response_length=6, thinking_budget=3)
   config = dataclasses.replace(CONFIG, **changed)
   with jax.enable_x64(True):
-    _, wanted = tiny.loop(config, N, params, prompt, length)
+    _, wanted = tiny.loop(config, N, served.params(), prompt, length)
     requests = [
       dataclasses.replace(r, max_tokens=6, thinking_budget=3)
       if r.draw % 2
       else r
       for r in _requests()
     ]
-    found = list(_engine(params, num_slots=5, turns=3).run(requests))
+    found = list(served.engine(CONFIG, num_slots=5, turns=3).run(requests))
   odd = [c for c in found if c.request.draw % 2]
   even = [c for c in found if not c.request.draw % 2]
   _check(odd, wanted, [1, 3, 5], range(N))
@@ -173,27 +133,26 @@ def test_budgets_and_limits_are_the_requests(params):
   assert any(c.forced_R.any() for c in odd)
 
 
-def test_repetition_penalty_counts_prompt_and_response(params):
+def test_repetition_penalty_counts_prompt_and_response():
   """Greedy, token by token, from the naive model's logits."""
   config = dataclasses.replace(CONFIG, temperature=0.0, repetition_penalty=1.6)
   with jax.enable_x64(True):
     found = list(
-      _engine(params, config=config, num_slots=2, turns=3).run(
-        _requests(range(3), [0])
-      )
+      served.engine(config, num_slots=2, turns=3).run(_requests(range(3), [0]))
     )
     plain = dataclasses.replace(config, repetition_penalty=1.0)
     other = list(
-      _engine(params, config=plain, num_slots=2, turns=3).run(
-        _requests(range(3), [0])
-      )
+      served.engine(plain, num_slots=2, turns=3).run(_requests(range(3), [0]))
     )
     tokens = lambda all_: {c.request.draw: c.token_R.tolist() for c in all_}  # noqa: E731
     assert tokens(found) != tokens(other)
     for c in found:
       prompt = np.array(c.request.prompt)
       logits, _ = tiny.reread(
-        params, prompt[None], np.array([len(prompt)]), c.token_R[None, None]
+        served.params(),
+        prompt[None],
+        np.array([len(prompt)]),
+        c.token_R[None, None],
       )
       seen = set(prompt.tolist())
       for r, token in enumerate(c.token_R):
@@ -204,7 +163,7 @@ def test_repetition_penalty_counts_prompt_and_response(params):
         seen.add(int(token))
 
 
-def test_pruned_candidates_are_handed_out_as_they_are(params):
+def test_pruned_candidates_are_handed_out_as_they_are():
   """What is given up frees its slot; the others are untouched."""
   wanted = _wanted()
   given_up = []
@@ -215,7 +174,9 @@ def test_pruned_candidates_are_handed_out_as_they_are(params):
     return chosen
 
   with jax.enable_x64(True):
-    found = list(_engine(params, num_slots=5, turns=3).run(_requests(), prune))
+    found = list(
+      served.engine(CONFIG, num_slots=5, turns=3).run(_requests(), prune)
+    )
   pruned = [c for c in found if c.reason == 'pruned']
   assert len(found) == P * N
   assert sorted((c.request.draw, c.number) for c in pruned) == sorted(given_up)
@@ -239,11 +200,11 @@ def test_pruned_candidates_are_handed_out_as_they_are(params):
     (dict(prompt=(5,) * 7), 'a prompt of 7 tokens and a response of up to 10'),
   ],
 )
-def test_a_request_that_cannot_be_served_is_named(params, change, message):
+def test_a_request_that_cannot_be_served_is_named(change, message):
   requests = _requests()
   requests[3] = dataclasses.replace(requests[3], **change)
   with pytest.raises(UserError, match=message):
-    next(_engine(params, context=16).run(requests))
+    next(served.engine(CONFIG, context=16).run(requests))
 
 
 @pytest.mark.parametrize(
@@ -260,14 +221,18 @@ def test_a_shape_that_cannot_be_is_named(shape, message):
     EngineConfig(**shape)
 
 
-def test_nan_weights_are_named(params):
-  broken = jax.tree.map(lambda x: x * np.nan, params)
+def test_nan_weights_are_named():
+  broken = jax.tree.map(lambda x: x * np.nan, served.params())
   with jax.enable_x64(True):
     with pytest.raises(UserError, match='candidate 0 is nan: the weights hold'):
-      list(_engine(broken, num_slots=2, turns=3).run(_requests()))
+      list(
+        served.engine(CONFIG, weights=broken, num_slots=2, turns=3).run(
+          _requests()
+        )
+      )
 
 
-def test_a_response_goes_on_where_it_was_left(params):
+def test_a_response_goes_on_where_it_was_left():
   """The first tokens read back: the rest is what it would have been."""
   wanted = _wanted()
   requests, whole = [], {}
@@ -283,7 +248,7 @@ def test_a_response_goes_on_where_it_was_left(params):
         whole[p, n] = wanted.token_PNR[p, n, :count]
   assert len(requests) > 10
   with jax.enable_x64(True):
-    found = list(_engine(params, num_slots=5, turns=3).run(requests))
+    found = list(served.engine(CONFIG, num_slots=5, turns=3).run(requests))
   assert len(found) == len(requests)
   for c in found:
     np.testing.assert_array_equal(

@@ -1,0 +1,91 @@
+"""Speculative rejection against a simulation over complete responses."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from metastone_jax.errors import UserError
+from metastone_jax.sampling.engine import Rejection, best_of
+from metastone_jax.sampling.engine.candidates import score_of
+from tests.sampling import tiny
+from tests.sampling.engine import served
+
+P, K, TURNS = 4, 6, 2
+CONFIG = tiny.sampling_config(temperature=0.8)
+
+
+def _simulated(candidates, first, keep, least):
+  """Tokens that each candidate keeps, from the complete ones of a problem."""
+  kept, milestone, t = {}, first, 0
+  live = {c.number: c for c in candidates}
+  while live:
+    t += TURNS
+    live = {n: c for n, c in live.items() if len(c.token_R) > t}
+    if live and t >= milestone:
+      milestone *= 2
+      running = {
+        n: score_of(
+          c.request.read,
+          c.token_R[:t],
+          c.step_logit_R[:t],
+          served.last_logit(c.request, c.token_R[:t]),
+          CONFIG,
+        )[1]
+        for n, c in live.items()
+      }
+      order = sorted(live, key=lambda n: -running[n])
+      for n in order[max(least, math.ceil(keep * len(live))) :]:
+        kept[n] = t
+        del live[n]
+  return {c.number: kept.get(c.number, len(c.token_R)) for c in candidates}
+
+
+@pytest.mark.parametrize(
+  'rule', [dict(first=2), dict(first=4, keep=0.3), dict(first=2, least=3)]
+)
+def test_the_worst_are_given_up(rule):
+  with jax.enable_x64(True):
+    whole = list(
+      served.engine(CONFIG, num_slots=P * K).run(served.requests(P, K))
+    )
+    engine = served.engine(CONFIG, num_slots=P * K, turns=TURNS)
+    found = list(engine.run(served.requests(P, K), Rejection(CONFIG, **rule)))
+    pruned = 0
+    for p in range(P):
+      mine = [c for c in whole if c.request.draw == p]
+      wanted = _simulated(mine, **{'keep': 0.5, 'least': 1} | rule)
+      got = {c.number: c for c in found if c.request.draw == p}
+      assert {n: len(c.token_R) for n, c in got.items()} == wanted
+      for c in mine:
+        cut = wanted[c.number] < len(c.token_R)
+        pruned += cut
+        assert (got[c.number].reason == 'pruned') == cut
+        np.testing.assert_array_equal(
+          got[c.number].token_R, c.token_R[: wanted[c.number]]
+        )
+  assert pruned > P
+
+
+@pytest.mark.parametrize('released', [False, True])
+def test_a_candidate_given_up_does_not_win(released):
+  config = dataclasses.replace(CONFIG, released_selection=released)
+  with jax.enable_x64(True):
+    engine = served.engine(config, num_slots=K, turns=TURNS)
+    answers = list(
+      best_of(engine, served.requests(P, K), prune=Rejection(config, first=2))
+    )
+  assert len(answers) == P
+  for answer in answers:
+    assert any(c.reason == 'pruned' for c in answer.candidates)
+    assert answer.candidates[answer.best].reason != 'pruned'
+
+
+@pytest.mark.parametrize(
+  'rule', [dict(first=0), dict(first=1, keep=1.0), dict(first=1, least=0)]
+)
+def test_rules_that_cannot_be_are_named(rule):
+  with pytest.raises(UserError, match='pruning needs first >= 1'):
+    Rejection(CONFIG, **rule)
