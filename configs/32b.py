@@ -55,8 +55,7 @@ def get_config(arg: str = ''):
     evaluation_top_p=0.95,
     aggregator='geometric',  # trace score: geometric mean of step scores
     released_selection=False,  # finished candidates first
-    problems_per_wave=0,  # that a host draws at once; 0 = all of its share
-    candidates_per_wave=0,  # responses to one problem at once; 0 = all
+    slots=0,  # responses that a host draws at a time; 0 = all of its share
   )
   c.optimiser = dict(
     clip_norm=1.0,  # of each group's gradient
@@ -110,26 +109,26 @@ def get_config(arg: str = ''):
     'v5p-128': dict(
       mesh=dict(fsdp=16, tensor=4),
       rollout_mesh=dict(tensor=4),
-      sampling=dict(problems_per_wave=3),  # 24 responses a host at a time
+      sampling=dict(slots=24),
       phases=dict(joint=dict(sequences_per_microbatch=32)),
     ),
     'v5p-256': dict(
       mesh=dict(fsdp=32, tensor=4),
       rollout_mesh=dict(tensor=4),
-      sampling=dict(problems_per_wave=2),
+      sampling=dict(slots=16),
       phases=dict(joint=dict(sequences_per_microbatch=64)),
     ),
     'v6e-256': dict(
       mesh=dict(fsdp=32, sequence=2, tensor=4),
       rollout_mesh=dict(tensor=4),
       # 16.4 GB of decode weights and 2.3 GB of cache a response and chip.
-      sampling=dict(problems_per_wave=1, candidates_per_wave=4),
+      sampling=dict(slots=4),
       phases=dict(joint=dict(sequences_per_microbatch=32)),
     ),
     'h100-64': dict(
       mesh=dict(fsdp=8, tensor=8),
       rollout_mesh=dict(tensor=8),
-      sampling=dict(problems_per_wave=4),
+      sampling=dict(slots=32),
       phases=dict(joint=dict(sequences_per_microbatch=32)),
     ),
   }

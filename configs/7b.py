@@ -56,8 +56,7 @@ def get_config(arg: str = ''):
     evaluation_top_p=0.95,
     aggregator='geometric',  # trace score: geometric mean of step scores
     released_selection=False,  # finished candidates first
-    problems_per_wave=0,  # that a host draws at once; 0 = all of its share
-    candidates_per_wave=0,  # responses to one problem at once; 0 = all
+    slots=0,  # responses that a host draws at a time; 0 = all of its share
   )
   c.optimiser = dict(
     clip_norm=1.0,  # of each group's gradient
@@ -111,19 +110,19 @@ def get_config(arg: str = ''):
     'v5e-256': dict(
       mesh=dict(fsdp=64, tensor=4),
       rollout_mesh=dict(tensor=4),
-      sampling=dict(problems_per_wave=1),
+      sampling=dict(slots=8),
       phases=dict(joint=dict(sequences_per_microbatch=64)),
     ),
     'v6e-64': dict(
       mesh=dict(fsdp=16, tensor=4),
       rollout_mesh=dict(tensor=4),
-      sampling=dict(problems_per_wave=4),
+      sampling=dict(slots=32),
       phases=dict(joint=dict(sequences_per_microbatch=32)),
     ),
     'h100-8': dict(
       mesh=dict(fsdp=8),
       rollout_mesh=dict(tensor=4, data=2),
-      sampling=dict(problems_per_wave=16),
+      sampling=dict(slots=128),
       phases=dict(joint=dict(sequences_per_microbatch=16)),
     ),
   }

@@ -49,8 +49,7 @@ def _run_local(c) -> None:
   c.layouts = {}
   c.mesh = dict(fsdp=-1)
   c.rollout_mesh = dict(data=-1)
-  c.sampling.problems_per_wave = 0
-  c.sampling.candidates_per_wave = 0
+  c.sampling.slots = 0
   c.data.max_prompt_length = 128
   c.data.max_response_length = 128
   joint = c.phases.joint

@@ -120,18 +120,23 @@ class Plan:
     )
 
   @property
-  def wave(self) -> tuple[int, int]:
-    """(problems, candidates of each) that one host draws at a time."""
-    return self.recipe.sampling.wave(
-      self.problems_per_host, self.phase.samples_per_prompt
+  def slots(self) -> int:
+    """Responses that one host draws at a time."""
+    return self.recipe.sampling.num_slots(
+      self.problems_per_host * self.phase.samples_per_prompt
     )
 
   @property
+  def wave(self) -> tuple[int, int]:
+    """(problems, candidates of each) that fill the slots."""
+    candidates = min(self.slots, self.phase.samples_per_prompt)
+    return self.slots // candidates, candidates
+
+  @property
   def waves(self) -> int:
-    """Calls of the rollout program a step."""
-    return self.recipe.sampling.num_waves(
-      self.problems_per_host, self.phase.samples_per_prompt
-    )
+    """How often a host fills its slots a step."""
+    responses = self.problems_per_host * self.phase.samples_per_prompt
+    return -(-responses // self.slots)
 
   @property
   def state_bytes(self) -> float:

@@ -7,7 +7,6 @@ that it holds with newly compiled ones.
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -107,7 +106,7 @@ def heading(plan: Plan) -> str:
     f'{k} {v}' for k, v in plan.rollout_mesh.items() if v > 1
   )
   data, phase = plan.recipe.data, plan.phase
-  slots = math.prod(plan.wave)
+  slots = plan.slots
   pieces = RowPlan(phase, data, multiple=1).num_micro_batches
   return (
     f'{plan.target.devices} devices ({plan.target.topology}, '

@@ -25,5 +25,5 @@ def test_waves_of_a_host():
   assert (plan.problems_per_host, plan.wave, plan.waves) == (8, (3, 8), 3)
   plan = _plan('32b', 'v6e-256')
   assert (plan.problems_per_host, plan.wave, plan.waves) == (2, (1, 4), 4)
-  plan = _plan('32b', 'v6e-256', candidates_per_wave=3)
+  plan = _plan('32b', 'v6e-256', slots=3)
   assert plan.waves == 6

@@ -26,8 +26,9 @@ def get_config(variant='float64,joint'):
   joint.sequences_per_microbatch = 8
   joint.lm_coefficient = 0.1
   joint.evaluate_every = 4
-  c.evaluation.problems = 6  # no multiple of processes times wave
-  # Waves of 3, 3, 2 in one process, 3, 1 in each of two, 2 in each of four.
-  c.sampling.problems_per_wave = 3
+  c.evaluation.problems = 6  # no multiple of the processes
+  # Of 32 responses in one process, 16 in each of two, 8 in each of four; every
+  # device has one slot or more, so 12 become 16 where there are eight devices.
+  c.sampling.slots = 12
   c.checkpoint.every = 2
   return c

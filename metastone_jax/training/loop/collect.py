@@ -161,7 +161,9 @@ def draw_in_waves(
     P x N responses, as host arrays.
   """
   P, N = len(draw_P), len(candidate_N)
-  problems, candidates = setup.recipe.sampling.wave(P, N)
+  slots = setup.recipe.sampling.num_slots(P * N)
+  candidates = min(slots, N)
+  problems = slots // candidates
 
   def draw(first: int, start: int) -> Rollout:
     index = np.minimum(np.arange(first, first + problems), P - 1)

@@ -35,7 +35,7 @@ def step_flops(setup: Setup, phase: PhaseConfig) -> float:
 def cache_bytes(setup: Setup, rows: int) -> int:
   """Bytes of keys and values of so many responses at full length.
 
-  A wave of a rollout is one program over its rows: their caches exist at once.
+  So many are drawn at a time: `sampling.slots`.
   """
   model = setup.model_config
   width = jnp.dtype(model.dtype).itemsize
@@ -107,18 +107,16 @@ def describe(setup: Setup) -> str:
     lines.append(f'  phase {phase.name}: {phase.steps} steps')
     if phase.prompts_per_step:
       share = phase.prompts_per_step // setup.hosts.count
-      drawn = share, phase.samples_per_prompt
-      P, N = recipe.sampling.wave(*drawn)
-      waves = ''
-      if P < phase.prompts_per_step or N < phase.samples_per_prompt:
-        count = recipe.sampling.num_waves(*drawn)
-        waves = f' a host ({count} waves of {P} prompts x {N} responses)'
+      slots = recipe.sampling.num_slots(share * phase.samples_per_prompt)
+      at_a_time = ''
+      if slots < phase.rollouts_per_step:
+        at_a_time = f' a host ({slots} responses at a time)'
       lines.append(
         f'    rollout    {phase.prompts_per_step} prompts_per_step x '
         f'{phase.samples_per_prompt} samples_per_prompt = '
         f'{phase.rollouts_per_step} responses, key/value cache '
-        f'{cache_bytes(setup, P * N) / 1e9:.3f} GB'
-        f'{waves}'
+        f'{cache_bytes(setup, slots) / 1e9:.3f} GB'
+        f'{at_a_time}'
       )
     rows = setup.row_plan(phase)
     pieces = rows.num_micro_batches

@@ -56,11 +56,9 @@ class DrawConfig:
     evaluation_top_p: likewise.
     aggregator: step scores -> trace score.
     released_selection: see SamplingConfig.
-    problems_per_wave: problems that a host draws at once; a larger share is
-      drawn in waves, so that the caches of one wave fit. 0 = all at once. No
-      draw depends on it.
-    candidates_per_wave: responses to one problem that are drawn at once; more
-      are drawn one after the other, likewise. 0 = all at once.
+    slots: responses that a host draws at a time, so that their caches fit; the
+      next ones take the places of those that have ended. 0 = all of its share.
+      No draw depends on it.
   """
 
   temperature: float = 1.0
@@ -70,25 +68,14 @@ class DrawConfig:
   evaluation_top_p: float = 1.0
   aggregator: str = 'geometric'
   released_selection: bool = False
-  problems_per_wave: int = 0
-  candidates_per_wave: int = 0
+  slots: int = 0
 
   def __post_init__(self):
-    for name in ('problems_per_wave', 'candidates_per_wave'):
-      if getattr(self, name) < 0:
-        raise UserError(
-          f'sampling.{name}={getattr(self, name)} must be at least 0 (all at '
-          'once)'
-        )
+    if self.slots < 0:
+      raise UserError(
+        f'sampling.slots={self.slots} must be at least 0 (all at once)'
+      )
 
-  def wave(self, problems: int, candidates: int) -> tuple[int, int]:
-    """(problems, candidates of each) that one call of the sampler draws."""
-    return (
-      min(self.problems_per_wave or problems, problems),
-      min(self.candidates_per_wave or candidates, candidates),
-    )
-
-  def num_waves(self, problems: int, candidates: int) -> int:
-    """Calls of the sampler that draw so many."""
-    P, N = self.wave(problems, candidates)
-    return -(-problems // P) * -(-candidates // N)
+  def num_slots(self, responses: int) -> int:
+    """Responses that are drawn at a time, of so many."""
+    return min(self.slots or responses, responses)

@@ -69,11 +69,13 @@ class Run:
     if not (workdir / 'config.json').exists():
       self._start_params = folder.start_params(self.setup, progress.status)
     share = (widest.prompts_per_step or 64) // self.setup.hosts.count
-    wave = recipe.sampling.wave(max(1, share), widest.samples_per_prompt)
+    samples = widest.samples_per_prompt
+    slots = recipe.sampling.num_slots(max(1, share) * samples)
+    samples = min(samples, slots)
     evaluator = Evaluator(
       self.setup,
-      problems_per_call=wave[0],
-      samples_per_call=wave[1],
+      problems_per_call=slots // samples,
+      samples_per_call=samples,
       # The same draws as in training share their compiled program.
       sampler=self.sampler
       if self.setup.evaluation_sampling == self.setup.train_sampling

@@ -311,57 +311,9 @@ def test_sampler_and_trainer_agree(problem_batch):
     )
 
 
-def test_draws_do_not_depend_on_waves(problem_batch):
-  """Four problems of four at once, or in waves (the last one filled up)."""
-  found = {}
-  for size in ((0, 0), (3, 0), (3, 3)):
-
-    def edit(config, size=size):
-      config.sampling.problems_per_wave = size[0]
-      config.sampling.candidates_per_wave = size[1]
-
-    setup = parts.setup(edit)
-    params = jax.jit(functools.partial(init_params, setup.model_config))(
-      jax.random.key(1)
-    )
-    sampler = setup.sampler(setup.train_sampling)
-    shapes = []
-
-    def watched(params, prompt_PS, *rest, sampler=sampler, shapes=shapes):
-      shapes.append((prompt_PS.shape[0], rest[-1].shape[0]))
-      return sampler(params, prompt_PS, *rest)
-
-    found[size] = collect_lib.draw_in_waves(
-      setup,
-      watched,
-      params,
-      *problem_batch[1:],
-      np.arange(10, 14, dtype=np.int32),
-      np.arange(4, dtype=np.int32),
-    )
-    assert (
-      shapes
-      == {
-        (0, 0): [(4, 4)],
-        (3, 0): [(3, 4)] * 2,
-        (3, 3): [(3, 3)] * 4,
-      }[size]
-    )
-  whole = found.pop((0, 0))
-  for waves in found.values():
-    for name in ('token_PNR', 'length_PN', 'finished_PN', 'step_mask_PNR'):
-      np.testing.assert_array_equal(
-        getattr(waves, name), getattr(whole, name), err_msg=name
-      )
-    np.testing.assert_allclose(
-      waves.log_prob_PNR, whole.log_prob_PNR, atol=1e-5
-    )
-
-
-@pytest.mark.parametrize('name', ['problems_per_wave', 'candidates_per_wave'])
-def test_wave_size_is_checked(name):
+def test_slots_are_checked():
   def edit(config):
-    config.sampling[name] = -1
+    config.sampling.slots = -1
 
-  with pytest.raises(UserError, match=f'{name}=-1 must be at least'):
+  with pytest.raises(UserError, match='slots=-1 must be at least'):
     parts.setup(edit)
