@@ -49,8 +49,11 @@ _TASKS = flags.DEFINE_list(
 _PROBLEMS = flags.DEFINE_integer('problems', 512, 'Held-out problems a task.')
 _SAMPLES = flags.DEFINE_integer('samples', 64, 'Responses a problem.')
 _KS = flags.DEFINE_list('k', ['1', '2', '8', '32'], 'Candidates k to report.')
-_PROMPTS = flags.DEFINE_integer(
-  'prompts_per_call', 64, 'Problems drawn by one program call.'
+_SLOTS = flags.DEFINE_integer(
+  'slots',
+  None,
+  "Responses that a host draws at a time; default: the recipe's, or 512.",
+  lower_bound=1,
 )
 _TOKEN_IDS = flags.DEFINE_bool(
   'token_ids', False, 'Also write the token ids into the result file.'
@@ -183,9 +186,13 @@ def main() -> None:
     )
   evaluator = loop.Evaluator(
     setup,
-    problems_per_call=min(_PROMPTS.value, _PROBLEMS.value),
-    samples_per_call=min(8, _SAMPLES.value),
-    sampler=setup.sampler(sampling),
+    loop.Sampler.build(
+      setup,
+      sampling,
+      problems=max(1, -(-_PROBLEMS.value // setup.hosts.count)),
+      samples=_SAMPLES.value,
+      slots=_SLOTS.value or recipe.sampling.slots or 512,
+    ),
   )
   key = _draws_key(recipe, sampling)
   tasks = _TASKS.value or list(evaluator.task_names())

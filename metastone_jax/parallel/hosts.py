@@ -134,11 +134,11 @@ class Hosts:
         every time, or the program is compiled anew. None = leave it.
 
     Returns:
-      The tree on the rollout mesh; `params` itself on a single device, where
-      the sampling program casts.
+      The tree on the rollout mesh.
     """
     if self.spread is None:
-      return params
+      treedef = jax.tree.structure(axes, is_leaf=lambda x: isinstance(x, tuple))
+      return jax.tree.unflatten(treedef, _cast(None, dtype, prepare)(params))
     wanted = jax.tree.map(
       lambda x, names: NamedSharding(
         self.spread,

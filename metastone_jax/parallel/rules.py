@@ -90,6 +90,12 @@ class Sharder:
       return None
     return NamedSharding(self.mesh, self.spec(axes, shape))
 
+  def num_parts(self, axis: str) -> int:
+    """Into how many parts the mesh splits an axis that it divides."""
+    if self.mesh is None:
+      return 1
+    return math.prod(self.mesh.shape[name] for name in self.rules[axis])
+
   def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
     """`with_sharding_constraint` by logical axes, inside jit."""
     if self.mesh is None:

@@ -1,6 +1,7 @@
 """Requests, and the candidates that come out of them."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -85,6 +86,8 @@ class Request:
 
   def num_thinking(self, config: SamplingConfig) -> int:
     """Thinking tokens in `written`."""
+    if not self.written:
+      return 0
     inside, count = False, 0
     for place, token in enumerate(self.read):
       inside &= token != config.think_end_id
@@ -105,8 +108,8 @@ class Candidate:
     log_prob_R: at the rollout temperature, unfiltered.
     forced_R: forced by a thinking budget, not drawn.
     step_logit_R: z at the position that predicts each mark or </think>.
-    step_mask_R: where token r is a counted mark.
-    score: of the trace.
+    last_logit: z at the last position.
+    config: ids and aggregator, for the score.
   """
 
   request: Request
@@ -116,13 +119,34 @@ class Candidate:
   log_prob_R: np.ndarray
   forced_R: np.ndarray
   step_logit_R: np.ndarray
-  step_mask_R: np.ndarray
-  score: float
+  last_logit: float
+  config: SamplingConfig
 
   @property
   def finished(self) -> bool:
     """Whether it ended by itself."""
     return self.reason == STOP
+
+  @property
+  def step_mask_R(self) -> np.ndarray:  # noqa: N802 (shape suffix)
+    """bool, where token r is a counted mark."""
+    return self._judged[0]
+
+  @property
+  def score(self) -> float:
+    """Of the trace."""
+    return self._judged[1]
+
+  @functools.cached_property
+  def _judged(self):
+    # When it is asked for: who wants those of many takes them together.
+    return score_of(
+      self.request.read,
+      self.token_R,
+      self.step_logit_R,
+      self.last_logit,
+      self.config,
+    )
 
 
 @dataclasses.dataclass
@@ -160,14 +184,13 @@ class Draft:
     return dropped
 
   def finish(self, reason: str, config: SamplingConfig) -> Candidate:
-    """The candidate, with marks and score."""
+    """The candidate that it has become."""
     token, log_prob, forced, z = (
       np.concatenate([np.asarray(part[i]) for part in self.parts])
       if self.parts
       else np.zeros(0)
       for i in range(4)
     )
-    mask, score = score_of(self.request.read, token, z, self.last_logit, config)
     return Candidate(
       self.request,
       self.number,
@@ -176,8 +199,8 @@ class Draft:
       log_prob,
       forced.astype(bool),
       z,
-      mask,
-      score,
+      self.last_logit,
+      config,
     )
 
 

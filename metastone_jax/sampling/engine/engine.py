@@ -44,6 +44,15 @@ class EngineConfig:
       early for the queue.
     prefill_tokens: positions that are read at a time, a power of two: of
       several short prompts together, or of a longer one piece by piece.
+    group: slots that belong to one problem at a time, neighbours, in place of
+      `num_prompts`; 0 = any slot serves any problem. A decoder reads the prompt
+      of an equal group with less work, but slots of a group wait for its last
+      candidate: for problems that all start at once.
+    positions: of the prompt caches, from the start, if prompts are no longer;
+      0 = as many as the first requests need. Runs whose prompts differ in
+      length then share their programs.
+    columns: of the slots' own caches, from the start; 0 = as many as the first
+      chunk needs. Those of the longest response are never moved or copied.
     context: tokens of prompt and response together; None = no limit.
   """
 
@@ -52,6 +61,9 @@ class EngineConfig:
   turns: int = 32
   refill: float = 0.125
   prefill_tokens: int = 8192
+  group: int = 0
+  positions: int = 0
+  columns: int = 0
   context: int | None = None
 
   def __post_init__(self):
@@ -70,6 +82,18 @@ class EngineConfig:
         and self.prefill_tokens == bucket(self.prefill_tokens),
         'a power of two, at least 16',
       ),
+      (
+        'group',
+        self.group >= 0 and self.num_slots % (self.group or 1) == 0,
+        f'0 or a divisor of num_slots={self.num_slots}',
+      ),
+      (
+        'num_prompts',
+        not self.group or self.num_prompts is None,
+        'None where slots have groups',
+      ),
+      ('positions', self.positions >= 0, 'at least 0'),
+      ('columns', self.columns >= 0, 'at least 0'),
     ):
       if not ok:
         raise UserError(
@@ -123,7 +147,7 @@ class Engine:
     self.config = config
     self._shape = engine_config
     B = engine_config.num_slots
-    P = engine_config.num_prompts or B
+    P = engine_config.num_prompts or B // (engine_config.group or 1)
     self._shards = 1
     if sharder.mesh is not None:
       split = sharder.mesh_axes(('batch',), (B,))[0]
@@ -134,6 +158,8 @@ class Engine:
         'devices that share the slots'
       )
     self._num_slots, self._num_prompts = B, P
+    # Where a problem and its slots are chosen from together.
+    self._pools = P if engine_config.group else self._shards
     self._run = programs_lib.jitted(
       programs_lib.Programs(
         model_config,
@@ -142,6 +168,7 @@ class Engine:
         engine_config.turns,
         self._shards,
         engine_config.prefill_tokens,
+        bool(engine_config.group),
       )
     )
     self._slots = self._prompts = None
@@ -177,12 +204,12 @@ class Engine:
     if not queue:
       return
     self._open(queue)
-    # By shard: free slots, free rows, problems with candidates to start.
-    slots = np.arange(self._num_slots).reshape(self._shards, -1)
-    rows = np.arange(self._num_prompts).reshape(self._shards, -1)
+    # By pool: free slots, free rows, problems with candidates to start.
+    slots = np.arange(self._num_slots).reshape(self._pools, -1)
+    rows = np.arange(self._num_prompts).reshape(self._pools, -1)
     self._free = [collections.deque(x.tolist()) for x in slots]
     self._rows = [collections.deque(x.tolist()) for x in rows]
-    self._waiting = [collections.deque() for _ in range(self._shards)]
+    self._waiting = [collections.deque() for _ in range(self._pools)]
     self._problems: dict[int, _Problem] = {}
     self._drafts = [None] * self._num_slots
     self._given_up: set[int] = set()
@@ -225,13 +252,14 @@ class Engine:
       draw: draw index of the problem.
     """
     drafts = [d.request.draw for d in self._drafts if d is not None]
-    waiting = [p.request.draw for shard in self._waiting for p in shard]
+    waiting = [p.request.draw for pool in self._waiting for p in pool]
     return draw in drafts or (draw not in self._given_up and draw in waiting)
 
   def _open(self, requests: Iterable[Request]) -> None:
     """Empty slots, as wide as the first chunk needs."""
-    self._positions = bucket(max(len(r.read) for r in requests))
-    self._columns = bucket(self._shape.turns)
+    longest = max(len(r.read) for r in requests)
+    self._positions = bucket(max(longest, self._shape.positions))
+    self._columns = self._shape.columns or bucket(self._shape.turns)
     self._slots, self._prompts = self._run['empty'](
       self._num_slots, self._num_prompts, self._positions, self._columns
     )
@@ -259,25 +287,25 @@ class Engine:
     orders['stop_B'][stopped] = True
     opened: list[_Problem] = []
     while True:
-      for shard in range(self._shards):
-        self._fill(shard, orders)
+      for pool in range(self._pools):
+        self._fill(pool, orders)
       able = [
-        shard
-        for shard in range(self._shards)
-        if self._free[shard] and self._rows[shard]
+        pool
+        for pool in range(self._pools)
+        if self._free[pool] and self._rows[pool]
       ]
       if not queue or not able:
         break
-      shard = max(able, key=lambda shard: len(self._free[shard]))
+      pool = max(able, key=lambda pool: len(self._free[pool]))
       request = queue.popleft()
       request.check(self.config, self._shape.context)
       problem = _Problem(
         request,
-        self._rows[shard].popleft(),
+        self._rows[pool].popleft(),
         collections.deque(request.candidates),
       )
       self._problems[problem.row] = problem
-      self._waiting[shard].append(problem)
+      self._waiting[pool].append(problem)
       opened.append(problem)
     self._prefill(opened)
     if orders['start_B'].any() or stopped:
@@ -285,9 +313,9 @@ class Engine:
         self._slots, self._prompts, programs_lib.Orders(**orders), self._seed
       )
 
-  def _fill(self, shard: int, orders: dict) -> None:
-    """Candidates of the shard's problems into its free slots."""
-    free, waiting = self._free[shard], self._waiting[shard]
+  def _fill(self, pool: int, orders: dict) -> None:
+    """Candidates of the pool's problems into its free slots."""
+    free, waiting = self._free[pool], self._waiting[pool]
     while free and waiting:
       problem = waiting[0]
       if problem.request.draw in self._given_up:
@@ -317,7 +345,9 @@ class Engine:
     """Reads prompts into the store, as many at a time as memory is for."""
     problems = sorted(problems, key=lambda p: len(p.request.read))
     while problems:
-      longest = bucket(len(problems[-1].request.read))
+      longest = bucket(
+        max(len(problems[-1].request.read), self._shape.positions)
+      )
       most = max(1, self._shape.prefill_tokens // longest)
       part, problems = problems[-most:], problems[:-most]
       n = bucket(len(part), 1)
@@ -361,10 +391,12 @@ class Engine:
     stopped_B = self._slots.stopped_B
     records, last_B, stopped_B = jax.device_get((records, last_B, stopped_B))
     self.turns += int(records.written_BC.any(0).sum())
+    count_B = records.written_BC.sum(1)
+    sound = np.isfinite(records.log_prob_BC).all()
     for slot, draft in enumerate(self._drafts):
       if draft is None:
         continue
-      count = int(records.written_BC[slot].sum())
+      count = int(count_B[slot])
       part = tuple(
         x[slot, :count]
         for x in (
@@ -374,7 +406,7 @@ class Engine:
           records.step_logit_BC,
         )
       )
-      if not np.isfinite(part[1]).all():
+      if not (sound or np.isfinite(part[1]).all()):
         raise UserError(
           f'the log-prob of a token of draw {draft.request.draw}, candidate '
           f'{draft.number} is {part[1][~np.isfinite(part[1])][0]}: the weights '
@@ -405,8 +437,7 @@ class Engine:
   def _end(self, slot: int, reason: str) -> Candidate:
     """Hands a candidate out and frees what it had."""
     draft, self._drafts[slot] = self._drafts[slot], None
-    shard = slot // (self._num_slots // self._shards)
-    self._free[shard].append(slot)
+    self._free[slot // (self._num_slots // self._pools)].append(slot)
     problem = self._problems[draft.row]
     problem.live -= 1
     self._release(problem)
@@ -416,5 +447,5 @@ class Engine:
     """Frees the row of a problem that nobody reads any more."""
     if not problem.live and not problem.waiting:
       del self._problems[problem.row]
-      shard = problem.row // (self._num_prompts // self._shards)
-      self._rows[shard].append(problem.row)
+      pool = problem.row // (self._num_prompts // self._pools)
+      self._rows[pool].append(problem.row)

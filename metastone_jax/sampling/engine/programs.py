@@ -5,6 +5,7 @@ together, S positions of a prompt, R columns of the own caches, C turns.
 
 On a mesh every device holds B / shards slots and P / shards rows, and a slot
 reads a prompt of its own device: `prompt_B` in `Slots` counts from 0 on each.
+It is None where the slots of a prompt are an equal group of neighbours.
 """
 
 import dataclasses
@@ -104,6 +105,7 @@ class Programs:
     turns: C, of a chunk.
     shards: devices that share slots and rows.
     prefill_tokens: longer prompts are read in pieces of so many positions.
+    grouped: every prompt has an equal group of neighbouring slots.
   """
 
   model_config: ModelConfig
@@ -112,6 +114,7 @@ class Programs:
   turns: int
   shards: int
   prefill_tokens: int
+  grouped: bool = False
 
   def empty(
     self, num_slots: int, num_prompts: int, positions: int, columns: int
@@ -151,7 +154,7 @@ class Programs:
       own_valid_BR=jnp.zeros((B, R), bool),
       # A slot needs a position to read, also a free one.
       prompt_valid_PS=jnp.zeros((P, S), bool).at[:, 0].set(True),
-      prompt_B=zero_B,
+      prompt_B=None if self.grouped else zero_B,
       hidden_BD=jnp.zeros((B, D), dtype),
       feature_BD=jnp.zeros((B, D), dtype),
       key_B=jax.vmap(jax.random.key)(zero_B),
@@ -273,18 +276,20 @@ class Programs:
   ) -> Slots:
     """Slots as they are after the orders."""
     start, row = orders.start_B, orders.row_B
-    rows = prompts.length_P.shape[0] // self.shards
 
     def take(new, old):
       return jnp.where(start.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
     key_B = strategies.keys(seed, orders.draw_B, orders.candidate_B)
     stop = orders.stop_B & ~start
+    prompt_B = slots.prompt_B
+    if prompt_B is not None:
+      prompt_B = take(row % (len(prompts.length_P) // self.shards), prompt_B)
     return self._placed(
       dataclasses.replace(
         slots,
         own_valid_BR=slots.own_valid_BR & ~start[:, None],
-        prompt_B=take(row % rows, slots.prompt_B),
+        prompt_B=prompt_B,
         hidden_BD=take(prompts.hidden_PD[row], slots.hidden_BD),
         feature_BD=take(prompts.feature_PD[row], slots.feature_BD),
         key_B=jnp.where(start, key_B, slots.key_B),

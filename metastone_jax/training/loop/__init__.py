@@ -1,5 +1,6 @@
 """Warm-up and joint training, start to report: the library's top room."""
 
+from metastone_jax.training.loop.draws import Sampler as Sampler
 from metastone_jax.training.loop.folder import config_dict as config_dict
 from metastone_jax.training.loop.folder import load_params as load_params
 from metastone_jax.training.loop.folder import (

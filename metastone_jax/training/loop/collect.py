@@ -7,15 +7,14 @@ a row that it needs of the others, in the order of one process.
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from metastone_jax import policy, sprm
 from metastone_jax.data import assemble_rows
 from metastone_jax.parallel import distributed
-from metastone_jax.sampling import Rollout
 from metastone_jax.tasks import score_responses
 from metastone_jax.telemetry import Stopwatch
+from metastone_jax.training.loop.draws import Sampler, requests
 from metastone_jax.training.loop.recipe import PhaseConfig
 from metastone_jax.training.loop.setup import Setup
 
@@ -94,7 +93,7 @@ def join_rows(parts: list[Rows], xp=np) -> Rows:
 
 def collect(
   setup: Setup,
-  sampler,
+  sampler: Sampler,
   params,
   phase: PhaseConfig,
   problem_batch,
@@ -105,7 +104,7 @@ def collect(
 
   Args:
     setup: of the run.
-    sampler: `setup.sampler(setup.train_sampling)`.
+    sampler: draws of training.
     params: current parameters, on the mesh of all devices.
     phase: batch words and objective.
     problem_batch: from `ProblemDataset.batch_at`, this host's problems.
@@ -116,82 +115,15 @@ def collect(
     Rows and metrics.
   """
   problems, prompt_PS, length_P = problem_batch
-  candidate_N = np.arange(phase.samples_per_prompt, dtype=np.int32)
+  # Draw indices are int32.
+  draw_P = (np.arange(len(problems)) + first_draw) % 2**31
+  wanted = requests(prompt_PS, length_P, draw_P, phase.samples_per_prompt)
   with watch('rollout'):
-    drawn = draw_in_waves(
-      setup,
-      sampler,
-      setup.decode_params(params),
-      prompt_PS,
-      length_P,
-      ((np.arange(len(problems)) + first_draw) % 2**31).astype(np.int32),
-      candidate_N,
-    )
+    drawn = sampler.rollout(params, wanted)
   with watch('verify'):
     return _assemble(
       setup, phase, problems, prompt_PS, length_P, drawn, first_draw
     )
-
-
-def draw_in_waves(
-  setup: Setup,
-  sampler,
-  params,
-  prompt_PS: np.ndarray,
-  length_P: np.ndarray,
-  draw_P: np.ndarray,
-  candidate_N: np.ndarray,
-) -> Rollout:
-  """Draws so many problems and candidates a call as fit, in one program.
-
-  The last waves are filled up with repetitions of the last problem and of the
-  last candidate, dropped again: a draw depends on nothing but its own problem
-  and number.
-
-  Args:
-    setup: of the run.
-    sampler: the program.
-    params: from `setup.decode_params`.
-    prompt_PS: P prompts.
-    length_P: their tokens.
-    draw_P: their global indices.
-    candidate_N: candidate numbers.
-
-  Returns:
-    P x N responses, as host arrays.
-  """
-  P, N = len(draw_P), len(candidate_N)
-  slots = setup.recipe.sampling.num_slots(P * N)
-  candidates = min(slots, N)
-  problems = slots // candidates
-
-  def draw(first: int, start: int) -> Rollout:
-    index = np.minimum(np.arange(first, first + problems), P - 1)
-    chosen = np.minimum(np.arange(start, start + candidates), N - 1)
-    inputs = (
-      prompt_PS[index],
-      length_P[index],
-      np.int32(setup.recipe.seed),
-      draw_P[index],
-      candidate_N[chosen],
-    )
-    return jax.device_get(sampler(params, *jax.device_put(inputs)))
-
-  def join(parts: list, axis: int, size: int):
-    if len(parts) == 1:
-      return parts[0]
-    return jax.tree.map(
-      lambda *x: np.concatenate(x, axis).take(range(size), axis), *parts
-    )
-
-  return join(
-    [
-      join([draw(first, start) for start in range(0, N, candidates)], 1, N)
-      for first in range(0, P, problems)
-    ],
-    0,
-    P,
-  )
 
 
 def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
@@ -243,6 +175,8 @@ def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
 
   forced_BT = on_rows(drawn.forced_PNR, bool)
   policy_mask_BT = response_BT & ~forced_BT
+  if phase.mask_truncated:
+    policy_mask_BT &= finished_B[:, None]
   if phase.drop_zero_variance:
     zero_variance = policy.zero_variance_groups(shaped_B, group_B)
     policy_mask_BT &= ~zero_variance.mask_B[:, None]

@@ -2,24 +2,25 @@
 
 The draws of candidate n to held-out problem i depend on (seed, i, n) only, so
 a larger evaluation contains the smaller one, on any machine and after any
-restart. Pieces have the shape of a training rollout, whose program is reused.
+restart. Where draws are those of training, its compiled programs are reused.
 With several processes each draws and verifies a contiguous share of the
 problems on its own devices, and all get all results.
 """
 
 import dataclasses
+import itertools
 import json
 import time
 import zlib
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from metastone_jax.errors import UserError
 from metastone_jax.evaluation import EvaluationSamples
 from metastone_jax.parallel import distributed
 from metastone_jax.tasks import Problem, build_mixture, score_responses
+from metastone_jax.training.loop.draws import Sampler, requests, stack
 from metastone_jax.training.loop.setup import Setup
 
 # Keeps evaluation draws apart from those of training.
@@ -49,20 +50,13 @@ class Evaluator:
 
   Attributes:
     setup: of the run.
-    problems_per_call: P of the sampling program.
-    samples_per_call: N of the sampling program.
-    sampler: the program; made from the setup's evaluation draws if None.
+    sampler: held-out draws.
   """
 
   setup: Setup
-  problems_per_call: int
-  samples_per_call: int
-  sampler: Callable | None = None
+  sampler: Sampler
 
   def __post_init__(self):
-    self.sampler = self.sampler or self.setup.sampler(
-      self.setup.evaluation_sampling
-    )
     self._problems = {}
 
   def task_names(self) -> tuple[str, ...]:
@@ -92,9 +86,12 @@ class Evaluator:
     num_problems: int,
     num_samples: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    pause: Callable[[], None] = lambda: None,
   ) -> EvaluationSamples:
     """As `draw`, without the responses themselves."""
-    return self._draw(params, task, num_problems, num_samples, progress)[0]
+    return self._draw(params, task, num_problems, num_samples, progress, pause)[
+      0
+    ]
 
   def draw(
     self,
@@ -104,6 +101,7 @@ class Evaluator:
     num_problems: int,
     num_samples: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    pause: Callable[[], None] = lambda: None,
     keep_token_ids: bool = False,
   ) -> tuple[EvaluationSamples, Responses]:
     """Draws num_samples responses to each of num_problems problems.
@@ -113,7 +111,9 @@ class Evaluator:
       task: a task of the mixture.
       num_problems: held-out problems, from the first.
       num_samples: responses to each.
-      progress: called with (responses done, responses in all).
+      progress: called with (responses done, responses in all) whenever one
+        is done; of several processes each speaks for all of them.
+      pause: called now and then, equally often by every process; it may raise.
       keep_token_ids: also return the ids of every response.
 
     Returns:
@@ -124,7 +124,7 @@ class Evaluator:
       UserError: fewer than 1 problem or sample, or an unknown task.
     """
     samples, texts, ids, seconds = self._draw(
-      params, task, num_problems, num_samples, progress
+      params, task, num_problems, num_samples, progress, pause
     )
     responses = _gather_json([texts, ids if keep_token_ids else None])
     texts_PN = np.empty((num_problems, num_samples), object)
@@ -144,7 +144,7 @@ class Evaluator:
       seconds,
     )
 
-  def _draw(self, params, task, num_problems, num_samples, progress):
+  def _draw(self, params, task, num_problems, num_samples, progress, pause):
     """(samples of all; texts, token ids of this host's problems; seconds)."""
     if num_problems < 1 or num_samples < 1:
       raise UserError(
@@ -157,7 +157,6 @@ class Evaluator:
         f'{", ".join(self.task_names())}'
       )
     problems, prompt_PS, length_P = self.batch(task, num_problems)
-    P, N = self.problems_per_call, self.samples_per_call
     hosts = self.setup.hosts
     # Every host has the same number of rows, the last ones perhaps too many.
     most = -(-num_problems // hosts.count)
@@ -174,48 +173,39 @@ class Evaluator:
     started = time.monotonic()
     texts = [[''] * num_samples for _ in range(own)]
     ids = [[None] * num_samples for _ in range(own)]
-    done = 0
-    params = self.setup.decode_params(params)
-    for first in range(0, most, P):
-      # The last piece is filled up with repetitions, dropped again below.
-      index_P = np.minimum(
-        first_own + np.arange(first, first + P), num_problems - 1
-      )
-      keep = max(0, min(P, own - first))
-      for start in range(0, num_samples, N):
-        width = min(N, num_samples - start)
-        drawn = jax.device_get(
-          self.sampler(
-            params,
-            *jax.device_put(
-              (
-                prompt_PS[index_P],
-                length_P[index_P],
-                np.int32(self.setup.recipe.seed),
-                (index_P + DRAW_OFFSET).astype(np.int32),
-                np.arange(start, start + N, dtype=np.int32),
-              )
-            ),
-          )
-        )
-        rows = slice(first, first + keep), slice(start, start + width)
-        found['scores'][rows] = drawn.score_PN[:keep, :width]
-        found['finished'][rows] = drawn.finished_PN[:keep, :width]
-        found['tokens'][rows] = drawn.length_PN[:keep, :width]
-        decoded = self.setup.tokenizer.decode_rows(
-          drawn.token_PNR[:keep, :width].reshape(
-            keep * width, drawn.token_PNR.shape[-1]
-          ),
-          drawn.length_PN[:keep, :width].reshape(-1),
-        )
-        for p, n in np.ndindex(keep, width):
-          texts[first + p][start + n] = decoded[p * width + n]
-          ids[first + p][start + n] = drawn.token_PNR[
-            p, n, : drawn.length_PN[p, n]
-          ].copy()
-        done += keep * width * hosts.count
-        total = num_problems * num_samples
+    wanted = slice(first_own, first_own + own)
+    drawn = self.sampler.draw(
+      params,
+      requests(
+        prompt_PS[wanted],
+        length_P[wanted],
+        np.arange(first_own, first_own + own) + DRAW_OFFSET,
+        num_samples,
+      ),
+    )
+    done, total = 0, num_problems * num_samples
+    # As many responses as are drawn at a time; the same number of pieces for
+    # every process, though the last ones may be empty for some.
+    piece = self.sampler.shape.num_slots
+    for _ in range(-(-most * num_samples // piece)):
+      part = []
+      for candidate in itertools.islice(drawn, piece):
+        part.append(candidate)
+        done += hosts.count
         progress(min(done, total), total)
+      if part:
+        rows = stack(part, 1, self.sampler.config)
+        decoded = self.setup.tokenizer.decode_rows(
+          rows.token_PNR[0], rows.length_PN[0]
+        )
+        for i, candidate in enumerate(part):
+          p, n = candidate.request.draw - DRAW_OFFSET, candidate.number
+          p -= first_own
+          found['scores'][p, n] = rows.score_PN[0, i]
+          found['finished'][p, n] = candidate.finished
+          found['tokens'][p, n] = len(candidate.token_R)
+          texts[p][n], ids[p][n] = decoded[i], candidate.token_R
+      pause()
     seconds = time.monotonic() - started
     # Verified together: answer ids must agree over all samples of a problem.
     finished = found['finished'][:own]

@@ -48,6 +48,10 @@ class PhaseConfig:
       denominator (DAPO's dynamic sampling, without drawing more).
     overlong_buffer: DAPO soft overlong punishment over the last so many
       tokens; 0 = off.
+    mask_truncated: responses that the length limit has cut give no policy
+      gradient (DAPO overlong filtering): a cut answer says little about its
+      thinking. They stay in their group's mean and std. The score loss leaves
+      them out with or without this (SPEC 6).
     score_coefficient: weight of the score loss; 0 = off.
     score_loss: 'spr', 'bce' or 'soft'.
     score_gradient_scale: of the score loss into the backbone.
@@ -78,6 +82,7 @@ class PhaseConfig:
   objective_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   drop_zero_variance: bool = False
   overlong_buffer: int = 0
+  mask_truncated: bool = False
   score_coefficient: float = 1.0
   score_loss: str = 'spr'
   score_gradient_scale: float = 1e-4

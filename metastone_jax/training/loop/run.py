@@ -33,6 +33,7 @@ from metastone_jax.training.loop.batches import (
   count_tokens,
   demonstration_batch,
 )
+from metastone_jax.training.loop.draws import Sampler
 from metastone_jax.training.loop.heldout import Evaluator
 from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
 from metastone_jax.training.loop.schedule import learning_rates
@@ -56,7 +57,6 @@ class Run:
     self.progress = progress
     self.stop = stop  # only asked through stop_requested()
     self.setup = Setup.build(recipe, workdir)
-    self.sampler = self.setup.sampler(self.setup.train_sampling)
     self.demonstrations = None
     if any(phase.demonstrations_per_step for phase in recipe.phases):
       self.demonstrations = self.setup.demonstrations()
@@ -69,17 +69,15 @@ class Run:
     if not (workdir / 'config.json').exists():
       self._start_params = folder.start_params(self.setup, progress.status)
     share = (widest.prompts_per_step or 64) // self.setup.hosts.count
-    samples = widest.samples_per_prompt
-    slots = recipe.sampling.num_slots(max(1, share) * samples)
-    samples = min(samples, slots)
     evaluator = Evaluator(
       self.setup,
-      problems_per_call=slots // samples,
-      samples_per_call=samples,
-      # The same draws as in training share their compiled program.
-      sampler=self.sampler
-      if self.setup.evaluation_sampling == self.setup.train_sampling
-      else None,
+      # The same draws as in training share their compiled programs.
+      Sampler.build(
+        self.setup,
+        self.setup.evaluation_sampling,
+        problems=max(1, share),
+        samples=widest.samples_per_prompt,
+      ),
     )
     ends = np.cumsum([phase.steps for phase in recipe.phases])
     self.writer = telemetry_lib.MetricWriter(
@@ -205,6 +203,16 @@ class Run:
         lambda tree: jax.tree.map(lambda x: jnp.array(x, dtype), tree)
       )(self.state['params'])
 
+  def sampler(self, phase: PhaseConfig) -> Sampler:
+    """This host's draws in a phase."""
+    share = self.setup.hosts.share(phase.prompts_per_step, 'prompts_per_step')
+    return Sampler.build(
+      self.setup,
+      self.setup.train_sampling,
+      problems=share.stop - share.start,
+      samples=phase.samples_per_prompt,
+    )
+
   def programs(self, phase: PhaseConfig):
     """The update and log-prob programs of a phase."""
     rows = self.setup.row_plan(phase)
@@ -267,7 +275,7 @@ class Run:
       mine = self.problems.advance(self.problem_position, share.start)
       collected = collect_lib.collect(
         self.setup,
-        self.sampler,
+        self.sampler(phase),
         self.state['params'],
         phase,
         self.problems.batch_at(mine, share.stop - share.start),

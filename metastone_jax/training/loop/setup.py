@@ -1,4 +1,4 @@
-"""What every job builds from a recipe: tokenizer, tasks, model, mesh, sampler.
+"""What every job builds from a recipe: tokenizer, tasks, model, mesh, draws.
 
 Shared by training and evaluation, so both read the same ids, lengths and
 programs.
@@ -28,7 +28,6 @@ from metastone_jax.model import (
 from metastone_jax.parallel import Hosts, Sharder, make_mesh
 from metastone_jax.sampling import SamplingConfig
 from metastone_jax.tasks import Mixture, build_mixture
-from metastone_jax.training.loop import programs
 from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
 from metastone_jax.training.loop.row_plan import RowPlan
 
@@ -139,17 +138,11 @@ class Setup:
       ),
     )
 
-  def sampler(self, sampling: SamplingConfig):
-    """The jitted draw: (params, prompts, lengths, seed, draws, candidates).
-
-    It runs on this host's devices; its params come from `decode_params`.
-    """
-    return programs.rollout_program(
-      sampling, model_config=self.model_config, sharder=self.hosts.local
-    )
-
   def decode_params(self, params: Params) -> Params:
-    """The parameters that `sampler` takes; made once a rollout."""
+    """Parameters as an engine on this host's devices reads them.
+
+    Of the compute dtype, a tree a layer; made once a rollout.
+    """
     config = self.model_config
     axes, unstack = _decode_form(config)
     return self.hosts.local_copy(params, axes, config.dtype, unstack)

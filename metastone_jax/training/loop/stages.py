@@ -53,9 +53,11 @@ class Stages:
     self, params, task: str, problems: int, samples: int, may_stop: bool
   ):
     def progress(done: int, total: int) -> None:
+      self.progress.status(f'held-out {task} {done}/{total}')
+
+    def pause() -> None:
       if may_stop and (signal := self.stop()):
         raise Interrupted(signal)
-      self.progress.status(f'held-out {task} {done}/{total}')
 
     return self.evaluator.evaluate(
       params,
@@ -63,6 +65,7 @@ class Stages:
       num_problems=problems,
       num_samples=samples,
       progress=progress,
+      pause=pause,
     )
 
   def small(self, params, phase: PhaseConfig, iteration: int) -> None:

@@ -5,14 +5,15 @@ responses: every k is drawn by itself, several times.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
-from metastone_jax.sampling import SamplingConfig, best_of_k
+from metastone_jax.sampling import SamplingConfig
+from metastone_jax.sampling.config import check_num_candidates
+from metastone_jax.sampling.engine import EngineConfig, best_of
 from metastone_jax.tasks import score_responses
+from metastone_jax.training.loop.draws import Sampler, requests
 from metastone_jax.training.loop.heldout import DRAW_OFFSET, Evaluator
 
 # Between the draws of one problem; far more problems than any set has.
@@ -48,7 +49,7 @@ def answer_from_traces(
   """Draws k traces, picks one, answers; num_draws times a problem.
 
   Args:
-    evaluator: gives the problems, and how many one program call takes.
+    evaluator: gives the problems, and how many responses are drawn at a time.
     params: parameters.
     task: a task of the run.
     sampling: the draws; an answer may be as long as a response.
@@ -60,57 +61,46 @@ def answer_from_traces(
   Raises:
     UserError: k < 1, or an unknown task.
   """
-  setup = evaluator.setup
+  check_num_candidates(k)
+  setup, shape = evaluator.setup, evaluator.sampler.shape
   problems, prompt_PS, length_P = evaluator.batch(task, num_problems)
-  draw = jax.jit(
-    functools.partial(
-      best_of_k,
-      k=k,
-      model_config=setup.model_config,
-      config=sampling,
-      form='trace',
-      answer_length=sampling.max_response_length,
-      sharder=setup.sharder,
+  length = sampling.max_response_length
+  traces = num_problems * num_draws * k
+  devices = setup.hosts.local.num_parts('batch')
+  engine = Sampler(
+    setup,
+    dataclasses.replace(sampling, max_response_length=2 * length),
+    EngineConfig(
+      num_slots=min(shape.num_slots, -(-traces // devices) * devices),
+      turns=shape.turns,
+      # An answer goes on from the prompt and a trace.
+      positions=setup.recipe.data.max_prompt_length + length,
+      columns=length,
+    ),
+  ).engine(params)
+  wanted = [
+    dataclasses.replace(request, max_tokens=length)
+    for number in range(num_draws)
+    for request in requests(
+      prompt_PS,
+      length_P,
+      np.arange(num_problems) + DRAW_OFFSET + number * _DRAW_STRIDE,
+      k,
     )
-  )
-  P = evaluator.problems_per_call
+  ]
   correct_PR = np.zeros((num_problems, num_draws), bool)
   tokens_PR = np.zeros((num_problems, num_draws), np.int64)
-  done = 0
-  for number in range(num_draws):
-    for first in range(0, num_problems, P):
-      index_P = np.minimum(np.arange(first, first + P), num_problems - 1)
-      keep = min(P, num_problems - first)
-      drawn = jax.device_get(
-        draw(
-          params,
-          *jax.device_put(
-            (
-              prompt_PS[index_P],
-              length_P[index_P],
-              np.int32(setup.recipe.seed),
-              (index_P + DRAW_OFFSET + number * _DRAW_STRIDE).astype(np.int32),
-            )
-          ),
-        )
-      )
-      texts = setup.tokenizer.decode_rows(
-        drawn.answer_PA[:keep], drawn.answer_length_P[:keep]
-      )
-      finished = drawn.answer_finished_P[:keep]
-      scores = score_responses(
-        setup.mixture.tasks,
-        problems[first : first + keep],
-        [setup.chat.canonical(text) for text in texts],
-        finished,
-      )
-      rows = slice(first, first + keep)
-      correct_PR[rows, number] = (scores.reward_B > 0.5) & finished
-      traces = drawn.candidates.length_PN[:keep]
-      best = np.take_along_axis(traces, drawn.best_P[:keep, None], axis=1)[:, 0]
-      tokens_PR[rows, number] = (
-        traces.sum(axis=1) + drawn.answer_length_P[:keep] - best
-      )
-      done += keep
-      progress(done, num_problems * num_draws)
+  answers = best_of(engine, wanted, form='trace', answer_length=length)
+  for done, answer in enumerate(answers, 1):
+    number, p = divmod(answer.request.draw - DRAW_OFFSET, _DRAW_STRIDE)
+    text = setup.tokenizer.decode(answer.token_A)
+    scores = score_responses(
+      setup.mixture.tasks,
+      [problems[p]],
+      [setup.chat.canonical(text)],
+      np.array([answer.finished]),
+    )
+    correct_PR[p, number] = (scores.reward_B[0] > 0.5) & answer.finished
+    tokens_PR[p, number] = answer.tokens
+    progress(done, len(wanted))
   return TracedAnswers(k, correct_PR, tokens_PR)

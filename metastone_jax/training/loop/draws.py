@@ -1,0 +1,221 @@
+"""Responses to many problems, from an engine on this host's own devices.
+
+A sampler is made once a job and draws with the parameters of the moment: an
+engine a rollout, whose programs are compiled in the first one. Prompts, caches
+and slots have the shapes of the longest prompt and response from the start, so
+nothing is compiled or moved later.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from metastone_jax import sprm
+from metastone_jax.sampling import Rollout, SamplingConfig
+from metastone_jax.sampling.engine import (
+  Candidate,
+  Engine,
+  EngineConfig,
+  Request,
+)
+from metastone_jax.training.loop.setup import Setup
+
+# Tokens of a chunk; a response that is hardly longer is one chunk.
+_TURNS, _WHOLE = 32, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+  """Draws responses with given parameters.
+
+  Attributes:
+    setup: of the run.
+    config: the draws.
+    shape: of its engines.
+  """
+
+  setup: Setup
+  config: SamplingConfig
+  shape: EngineConfig
+
+  @classmethod
+  def build(
+    cls,
+    setup: Setup,
+    config: SamplingConfig,
+    *,
+    problems: int,
+    samples: int,
+    slots: int | None = None,
+  ) -> 'Sampler':
+    """A sampler for a host's share of problems.
+
+    What it draws depends on none of these numbers: others can be asked for.
+
+    Args:
+      setup: of the run.
+      config: the draws.
+      problems: that are drawn together, usually.
+      samples: responses to each, usually.
+      slots: responses that are drawn at a time; None = as the recipe says.
+    """
+    responses = problems * samples
+    slots = min(slots or setup.recipe.sampling.num_slots(responses), responses)
+    devices = setup.hosts.local.num_parts('batch')
+    if slots == responses:
+      # All start at once: every problem has its own slots.
+      slots = _multiple(problems, devices) * samples
+      prompts, group = None, samples
+    else:
+      # Problems whose last responses are long must not keep slots from others.
+      prompts = _multiple(min(slots, 2 * -(-slots // samples)), devices)
+      slots, group = _multiple(slots, devices), 0
+    longest = config.max_response_length
+    return cls(
+      setup,
+      config,
+      EngineConfig(
+        num_slots=slots,
+        num_prompts=prompts,
+        group=group,
+        turns=longest if longest <= _WHOLE else _TURNS,
+        positions=setup.recipe.data.max_prompt_length,
+        columns=longest,
+      ),
+    )
+
+  def engine(self, params) -> Engine:
+    """An engine with these parameters, which are on the mesh of all devices."""
+    return Engine(
+      self.setup.decode_params(params),
+      self.setup.recipe.seed,
+      model_config=self.setup.model_config,
+      config=self.config,
+      engine_config=self.shape,
+      sharder=self.setup.hosts.local,
+    )
+
+  def draw(self, params, requests: Sequence[Request]) -> Iterator[Candidate]:
+    """Candidates in the order in which they end."""
+    yield from self.engine(params).run(requests)
+
+  def rollout(self, params, requests: Sequence[Request]) -> Rollout:
+    """P x N responses as host arrays, problems in the order of the requests.
+
+    Args:
+      params: on the mesh of all devices.
+      requests: P of them, of different draw indices, N candidates each.
+    """
+    place = {
+      (request.draw, number): (p, n)
+      for p, request in enumerate(requests)
+      for n, number in enumerate(request.candidates)
+    }
+    found = {
+      place[candidate.request.draw, candidate.number]: candidate
+      for candidate in self.draw(params, requests)
+    }
+    return stack(
+      [found[index] for index in sorted(found)], len(requests), self.config
+    )
+
+
+def _multiple(count: int, of: int) -> int:
+  return -(-count // of) * of
+
+
+def requests(
+  prompt_PS: np.ndarray,
+  length_P: np.ndarray,
+  draw_P: Sequence[int],
+  samples: int,
+) -> list[Request]:
+  """One request a problem.
+
+  Args:
+    prompt_PS: right-padded prompts.
+    length_P: their tokens.
+    draw_P: their global draw indices.
+    samples: responses to each.
+  """
+  return [
+    Request(tuple(prompt_S[:length].tolist()), int(draw), tuple(range(samples)))
+    for prompt_S, length, draw in zip(prompt_PS, length_P, draw_P, strict=True)
+  ]
+
+
+def stack(
+  candidates: Sequence[Candidate], problems: int, config: SamplingConfig
+) -> Rollout:
+  """Candidates as host arrays, with marks and scores of all at once.
+
+  Args:
+    candidates: P x N, problem by problem.
+    problems: P.
+    config: ids, aggregator, R.
+  """
+  B, R = len(candidates), config.max_response_length
+  length_B = np.array([len(c.token_R) for c in candidates], np.int32)
+  read_B = np.array([len(c.request.read) for c in candidates])
+  real_BR = np.arange(R) < length_B[:, None]
+
+  def rows(name, fill=0):
+    parts = [getattr(c, name) for c in candidates]
+    out_BR = np.full((B, R), fill, parts[0].dtype)
+    out_BR[real_BR] = np.concatenate(parts)
+    return out_BR
+
+  token_BR = rows('token_R', config.pad_id)
+  step_logit_BR = rows('step_logit_R')
+  width = int((read_B + length_B).max())
+  row_BT = np.full((B, width), config.pad_id, np.int32)
+  for row_T, candidate, read, length in zip(
+    row_BT, candidates, read_B, length_B, strict=True
+  ):
+    row_T[:read] = candidate.request.read
+    row_T[read : read + length] = candidate.token_R
+  # Response token r is predicted at position read - 1 + r of its row.
+  index_BR = np.minimum(read_B[:, None] - 1 + np.arange(R), width - 1)
+
+  def of_response(mask_BT):
+    return np.take_along_axis(mask_BT, index_BR, axis=1) & real_BR
+
+  tags = dict(
+    think_start_id=config.think_start_id,
+    think_end_id=config.think_end_id,
+    side=config.score_side,
+  )
+  step_mask_BR = of_response(
+    sprm.step_feature_mask(row_BT, step_ids=config.step_ids, **tags)
+  )
+  fallback_B = None
+  if not config.released_selection:
+    end_BR = of_response(
+      sprm.thinking_end_feature_mask(row_BT, read_B + length_B, **tags)
+    )
+    fallback_B = np.where(
+      end_BR.any(axis=1),
+      np.where(end_BR, step_logit_BR, 0).sum(axis=1),
+      [c.last_logit for c in candidates],
+    ).astype(step_logit_BR.dtype)
+  score_B = sprm.trace_score(
+    step_logit_BR,
+    step_mask_BR,
+    aggregator=config.aggregator,
+    fallback_logit_B=fallback_B,
+  )
+
+  def in_groups(x_B):
+    return x_B.reshape(problems, -1, *x_B.shape[1:])
+
+  return Rollout(
+    token_PNR=in_groups(token_BR),
+    length_PN=in_groups(length_B),
+    finished_PN=in_groups(np.array([c.finished for c in candidates])),
+    log_prob_PNR=in_groups(rows('log_prob_R')),
+    forced_PNR=in_groups(rows('forced_R')),
+    step_logit_PNR=in_groups(step_logit_BR),
+    step_mask_PNR=in_groups(step_mask_BR),
+    score_PN=in_groups(score_B),
+  )
