@@ -101,7 +101,7 @@ class AnswersFile:
             'give another --output'
           )
         self._lines[index] = json.dumps(row, ensure_ascii=False)
-    write_whole(side, json.dumps(dict(settings), indent=1).encode())
+    _write(side, json.dumps(dict(settings), indent=1))
 
   def _check_settings(self, side: epath.Path, settings) -> None:
     had = json.loads(side.read_text()) if side.exists() else {}
@@ -121,17 +121,11 @@ class AnswersFile:
     """One more answer; the file follows within some seconds."""
     self._lines[index] = json.dumps({'index': index, **row}, ensure_ascii=False)
     if time.monotonic() - self._written > _SECONDS:
-      self._write()
+      self._save()
 
-  def _write(self) -> None:
+  def _save(self) -> None:
     lines = [self._lines[index] + '\n' for index in sorted(self._lines)]
-    try:
-      write_whole(self._path, ''.join(lines).encode())
-    except OSError as error:
-      raise UserError(
-        f'{self._path} cannot be written ({error.strerror or error}); what it '
-        'held before stands'
-      ) from error
+    _write(self._path, ''.join(lines))
     self._written = time.monotonic()
 
   def __enter__(self) -> 'AnswersFile':
@@ -139,4 +133,14 @@ class AnswersFile:
 
   def __exit__(self, *_) -> None:
     if self._lines:
-      self._write()
+      self._save()
+
+
+def _write(path: epath.Path, text: str) -> None:
+  try:
+    write_whole(path, text.encode())
+  except OSError as error:
+    raise UserError(
+      f'{path} cannot be written ({error.strerror or error}); what it held '
+      'before stands'
+    ) from error

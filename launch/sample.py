@@ -20,20 +20,15 @@ from absl import flags
 
 from launch import cli, show_answer
 from launch.answers_file import AnswersFile, read_questions
+from launch.drawing import Drawing
 from metastone_jax.checkpoints import Pretrained
 from metastone_jax.data import ChatFormat, Tokenizer, tokenizer_from_files
 from metastone_jax.errors import UserError
 from metastone_jax.evaluation import result_output
 from metastone_jax.model import unstack_params
 from metastone_jax.parallel import Sharder, make_mesh
-from metastone_jax.sampling import EFFORTS, SamplingConfig, decode_params
-from metastone_jax.sampling.engine import (
-  Answer,
-  Engine,
-  EngineConfig,
-  Request,
-  best_of,
-)
+from metastone_jax.sampling import decode_params
+from metastone_jax.sampling.engine import Answer, Engine, EngineConfig, Request
 from metastone_jax.telemetry import ByteProgress, Progress
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The model.')
@@ -46,48 +41,12 @@ _OUTPUT = flags.DEFINE_string(
   'output', None, 'Where their answers go, as JSON lines.'
 )
 _SYSTEM = flags.DEFINE_string('system', None, 'A system message before it.')
-_EFFORT = flags.DEFINE_enum(
-  'effort',
-  'low',
-  list(EFFORTS),
-  'Candidates: ' + ', '.join(f'{name} {k}' for name, k in EFFORTS.items()),
-)
-_K = flags.DEFINE_integer('k', None, 'Candidates, instead of --effort.')
-_FORM = flags.DEFINE_enum(
-  'form',
-  'complete',
-  ['complete', 'trace'],
-  "'complete': k whole responses; 'trace': k thinking traces, one answer.",
-)
-_MAX_TOKENS = flags.DEFINE_integer(
-  'max_tokens', 512, 'Of a response; of a thinking trace with --form=trace.'
-)
-_ANSWER_TOKENS = flags.DEFINE_integer(
-  'answer_tokens', None, 'Of the answer of --form=trace; default: max_tokens.'
-)
-_BUDGET = flags.DEFINE_integer(
-  'thinking_budget', None, 'Thinking tokens after which </think> is forced.'
-)
-_TEMPERATURE = flags.DEFINE_float('temperature', 0.6, '0 = greedy.')
-_TOP_P = flags.DEFINE_float('top_p', 0.95, '1 = off.')
-_TOP_K = flags.DEFINE_integer('top_k', 0, '0 = off.')
-_MIN_P = flags.DEFINE_float('min_p', 0.0, '0 = off.')
-_REPETITION_PENALTY = flags.DEFINE_float(
-  'repetition_penalty', 1.0, '1 = off; the released server: 1.05.'
-)
-_SLOTS = flags.DEFINE_integer(
-  'slots', 32, 'Candidates that are written at a time.'
-)
-_MARKS = flags.DEFINE_multi_string(
-  'step_mark',
-  None,
-  'Text that ends a step, one token; repeat the flag for more. Default: those '
-  'of the run, else the first of .\\n\\n, \\n\\n, .\\n, \\n that is a token.',
-)
 _DTYPE = flags.DEFINE_enum(
   'dtype', 'float32', ['float32', 'bfloat16'], 'Of the computation.'
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.')
+_TENSOR = flags.DEFINE_integer(
+  'tensor', 1, 'Devices that share one copy of the weights.'
+)
 _JSON = flags.DEFINE_bool('json', False, 'Print JSON lines instead.')
 
 
@@ -109,37 +68,12 @@ def _questions() -> list[tuple[str, dict]]:
   if _INPUT.value is None:
     if _OUTPUT.value is not None:
       raise UserError('--output goes with --input; for one question use --json')
+    if not _QUESTION.value.strip():
+      raise UserError('--question is empty; ask something')
     return [(_QUESTION.value, {})]
   if _OUTPUT.value is None:
     raise UserError('--input needs --output=FILE for the answers')
   return read_questions(_INPUT.value)
-
-
-def _sampling(tokenizer: Tokenizer, options: dict) -> SamplingConfig:
-  marks = (
-    _MARKS.value or options.get('step_marks') or tokenizer.find_step_marks()[:1]
-  )
-  answer = _answer_tokens()
-  return SamplingConfig(
-    max_response_length=_MAX_TOKENS.value + answer,
-    step_ids=tokenizer.step_ids(marks),
-    **tokenizer.sampling_ids(),
-    temperature=_TEMPERATURE.value,
-    top_k=_TOP_K.value,
-    top_p=_TOP_P.value,
-    min_p=_MIN_P.value,
-    repetition_penalty=_REPETITION_PENALTY.value,
-    thinking_budget=_BUDGET.value,
-  )
-
-
-def _answer_tokens() -> int:
-  """Tokens behind the trace; 0 in form 'complete'."""
-  if _FORM.value == 'complete':
-    return 0
-  if _ANSWER_TOKENS.value is None:
-    return _MAX_TOKENS.value
-  return _ANSWER_TOKENS.value
 
 
 def main() -> None:
@@ -151,8 +85,9 @@ def main() -> None:
       'an example'
     )
   questions = _questions()
-  k = EFFORTS[_EFFORT.value] if _K.value is None else _K.value
-  sharder = Sharder.of(make_mesh({'fsdp': -1}))
+  # Whole weights on each device, or split over some: gathering them for every
+  # token would cost more than the token.
+  sharder = Sharder.of(make_mesh({'data': -1, 'tensor': _TENSOR.value}))
   with Pretrained(_CHECKPOINT.value) as pretrained, Progress() as progress:
     options = _data_options(pretrained)
     tokenizer, chat = tokenizer_from_files(
@@ -162,23 +97,17 @@ def main() -> None:
       instruction=options.get('instruction', ''),
       system=_SYSTEM.value or options.get('system'),
     )
-    sampling = _sampling(tokenizer, options)
-    if _FORM.value == 'trace' and not tokenizer.has_think_tags:
-      raise UserError(
-        f'--form=trace needs think tags, which {pretrained.where} has not; use '
-        '--form=complete'
-      )
+    drawing = Drawing.from_flags(
+      tokenizer,
+      chat,
+      step_marks=options.get('step_marks'),
+      context=pretrained.context,
+      where=pretrained.where,
+    )
     requests = [
-      Request(
-        tuple(tokenizer.encode(chat.render(question))),
-        index,
-        tuple(range(k)),
-        max_tokens=_MAX_TOKENS.value,
-      )
+      drawing.request(question, index)
       for index, (question, _) in enumerate(questions)
     ]
-    for request in requests:
-      request.check(sampling, None)
     config = pretrained.configure(
       dtype=_DTYPE.value, param_dtype=_DTYPE.value, remat='none'
     )
@@ -195,25 +124,22 @@ def main() -> None:
         step=_STEP.value,
         progress=ByteProgress(progress, 'read'),
       )
-      devices = jax.device_count()
       engine = Engine(
         jax.jit(_laid_out, static_argnums=1)(params, config),
-        _SEED.value,
+        drawing.seed,
         model_config=config,
-        config=sampling,
+        config=drawing.sampling,
         engine_config=EngineConfig(
-          num_slots=-(-min(_SLOTS.value, k * len(wanted)) // devices) * devices
+          num_slots=drawing.slots(len(wanted), jax.device_count()),
+          turns=drawing.turns,
+          context=drawing.context,
         ),
         sharder=sharder,
       )
       del params
-      progress.phase('draw', len(questions), initial=_done(wanted))
-      yield from best_of(
-        engine, wanted, form=_FORM.value, answer_length=_answer_tokens()
-      )
-
-    def _done(wanted):
-      return len(questions) - len(wanted)
+      done = len(questions) - len(wanted)
+      progress.phase('draw', len(questions), initial=done)
+      yield from drawing.answers(engine, wanted)
 
     decode = functools.partial(_decode, tokenizer, chat)
     started = time.monotonic()
@@ -222,7 +148,7 @@ def main() -> None:
       seconds = time.monotonic() - started
       progress.update(1, tokens=answer.tokens)
     else:
-      _answer_all(questions, requests, answers, decode, k, progress)
+      _answer_all(questions, requests, answers, decode, drawing, progress)
       return
   if _JSON.value:
     row = _row(questions[0], answer, decode, seconds)
@@ -258,28 +184,13 @@ def _row(question, answer: Answer, decode, seconds: float) -> dict:
   }
 
 
-def _answer_all(questions, requests, answers, decode, k: int, progress) -> None:
+def _answer_all(
+  questions, requests, answers, decode, drawing: Drawing, progress
+) -> None:
   """Every question without an answer yet, into the file."""
-  settings = {
-    flag.name: flag.value
-    for flag in (
-      _CHECKPOINT,
-      _STEP,
-      _SYSTEM,
-      _FORM,
-      _MAX_TOKENS,
-      _ANSWER_TOKENS,
-      _BUDGET,
-      _TEMPERATURE,
-      _TOP_K,
-      _TOP_P,
-      _MIN_P,
-      _REPETITION_PENALTY,
-      _MARKS,
-      _DTYPE,
-      _SEED,
-    )
-  } | {'k': k}
+  settings = drawing.settings | {
+    flag.name: flag.value for flag in (_CHECKPOINT, _STEP, _SYSTEM, _DTYPE)
+  }
   texts = [question for question, _ in questions]
   with AnswersFile(_OUTPUT.value, texts, settings) as file:
     wanted = [r for r in requests if r.draw not in file.done]

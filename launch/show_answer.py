@@ -8,6 +8,7 @@ from rich import text as rich_text
 
 from metastone_jax.sampling.engine import Answer, Candidate
 
+_ENDINGS = {'stop': '', 'length': ', cut off', 'pruned': ', given up'}
 # From a score of 0 to 1.
 _COLOURS = ('red', 'dark_orange', 'yellow', 'chartreuse3', 'green')
 
@@ -77,7 +78,7 @@ def show(
   )
   for rank, i in enumerate(order, 1):
     candidate = answer.candidates[i]
-    ending = '' if candidate.finished else ', cut off'
+    ending = _ENDINGS[candidate.reason]
     chosen = ' <- the answer' if i == answer.best else ''
     console.print(
       f'{rank:3d}  {candidate.score:.3f}  {candidate.step_mask_R.sum():3d}  '

@@ -10,6 +10,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -143,6 +144,21 @@ class Pretrained:
   def is_ours(self) -> bool:
     """Whether it is a folder of ours."""
     return self._source is None
+
+  @property
+  def context(self) -> int | None:
+    """Positions the model was published for; None where nobody says."""
+    if self._source is not None:
+      published = self._source.config
+    else:
+      published = json.loads(self.files.get('config.json', b'{}'))
+    positions = published.get('max_position_embeddings')
+    scaling = self.config.rope_scaling
+    if positions and scaling and scaling.original_length:
+      # Some name the length before scaling, some the one after.
+      longer = int(scaling.factor * scaling.original_length)
+      positions = max(positions, longer)
+    return positions
 
   def _config_name(self) -> str:
     if self.where.endswith('.gguf'):

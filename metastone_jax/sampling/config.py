@@ -12,8 +12,27 @@ from metastone_jax.sampling.processors import (
   TopP,
 )
 
-# Effort -> k candidates (SPEC 5). The thinking budget goes with the recipe.
-EFFORTS = {'low': 2, 'medium': 8, 'high': 32}
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+  """How hard to try: the paper's k, and how long to think (SPEC 5).
+
+  Attributes:
+    k: candidates.
+    thinking: share of a response that its thinking may take; the paper names
+      no number. The rest is room for the answer, so that a candidate which
+      thinks too long still gives one.
+  """
+
+  k: int
+  thinking: float
+
+
+EFFORTS = {
+  'low': Effort(2, 0.5),
+  'medium': Effort(8, 0.75),
+  'high': Effort(32, 0.875),
+}
 
 
 @dataclasses.dataclass(frozen=True)

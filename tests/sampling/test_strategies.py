@@ -196,4 +196,7 @@ def test_bad_options_are_named(options, message):
 
 
 def test_efforts_are_the_papers():
-  assert EFFORTS == {'low': 2, 'medium': 8, 'high': 32}
+  ks = {name: effort.k for name, effort in EFFORTS.items()}
+  assert ks == {'low': 2, 'medium': 8, 'high': 32}
+  shares = [effort.thinking for effort in EFFORTS.values()]
+  assert shares == sorted(shares) and 0 < shares[0] and shares[-1] < 1

@@ -28,7 +28,7 @@ def _brute_force(token_R, strings) -> int | None:
 
 
 @pytest.mark.parametrize('turns', [1, 3, 16])
-@pytest.mark.parametrize('strings', [('aba',), ('cc', '.a', 'bab')])
+@pytest.mark.parametrize('strings', [('ba',), ('cc', '.a', 'bab')])
 def test_a_response_ends_where_a_string_is_complete(strings, turns):
   with jax.enable_x64(True):
     whole = {
