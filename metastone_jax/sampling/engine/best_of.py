@@ -45,11 +45,27 @@ def choose(candidates: tuple[Candidate, ...], config: SamplingConfig) -> int:
   def rank(candidate: Candidate) -> tuple[bool, float]:
     natural = candidate.finished and not (
       # A forced </think> ends a trace, but it is no finished thought.
-      candidate.request.trace and candidate.forced_R.any()
+      candidate.request.ends == 'trace' and candidate.forced_R.any()
     )
     return natural and not config.released_selection, candidate.score
 
   return max(range(len(candidates)), key=lambda i: rank(candidates[i]))
+
+
+def by_draw(requests: Iterable[Request]) -> dict[int, Request]:
+  """Requests by their draw index.
+
+  Raises:
+    UserError: two of them have the same one.
+  """
+  requests = list(requests)
+  found = {request.draw: request for request in requests}
+  if len(found) < len(requests):
+    raise UserError(
+      'several requests have one draw index; their candidates would share '
+      'their randomness: number them'
+    )
+  return found
 
 
 def best_of(
@@ -82,20 +98,15 @@ def best_of(
       'must be at least 1 token'
     )
   requests = list(requests)
-  by_draw = {request.draw: request for request in requests}
-  if len(by_draw) < len(requests):
-    raise UserError(
-      'several requests have one draw index; their candidates would share '
-      'their randomness: number them'
-    )
+  problems = by_draw(requests)
   if form == 'trace':
-    requests = [dataclasses.replace(r, trace=True) for r in requests]
-  ended: dict[int, list[Candidate]] = {draw: [] for draw in by_draw}
+    requests = [dataclasses.replace(r, ends='trace') for r in requests]
+  ended: dict[int, list[Candidate]] = {draw: [] for draw in problems}
   judged: dict[int, tuple[tuple[Candidate, ...], int]] = {}
   queue = collections.deque(requests)
   for candidate in engine.run(queue, prune):
     draw = candidate.request.draw
-    request = by_draw[draw]
+    request = problems[draw]
     if draw in judged:  # the answer after the best trace
       candidates, best = judged.pop(draw)
       yield _answer(request, candidates, best, candidate)

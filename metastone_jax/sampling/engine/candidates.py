@@ -8,6 +8,7 @@ import numpy as np
 from metastone_jax import sprm
 from metastone_jax.errors import UserError
 from metastone_jax.sampling.config import SamplingConfig
+from metastone_jax.sampling.slots import ENDS
 
 # Why a candidate ended.
 STOP, LENGTH, PRUNED = 'stop', 'length', 'pruned'
@@ -26,8 +27,9 @@ class Request:
       counted in lengths and budgets, not drawn and not returned.
     max_tokens: of a response; None = the configured max_response_length.
     thinking_budget: None = the configured one.
-    trace: write the thinking only; the response ends with </think>, which the
-      budget forces.
+    ends: what ends it by itself: 'response': a stop id. 'trace': </think>,
+      which the budget forces; the thinking only. 'step': the next step mark,
+      </think> or a stop id.
   """
 
   prompt: tuple[int, ...]
@@ -36,7 +38,7 @@ class Request:
   written: tuple[int, ...] = ()
   max_tokens: int | None = None
   thinking_budget: int | None = None
-  trace: bool = False
+  ends: str = 'response'
 
   def check(self, config: SamplingConfig, context: int | None) -> None:
     """Raises UserError where it cannot be served.
@@ -50,6 +52,10 @@ class Request:
       raise UserError(f'{name}: the prompt is empty; give at least one token')
     if not self.candidates:
       raise UserError(f'{name}: k = 0 candidates; ask for at least 1')
+    if self.ends not in ENDS:
+      raise UserError(
+        f'{name}: ends={self.ends!r}; use one of {", ".join(ENDS)}'
+      )
     limit, least = self.limit(config), len(self.written) + 1
     if not least <= limit <= config.max_response_length:
       raise UserError(
@@ -76,7 +82,7 @@ class Request:
       if budget is not None:
         return budget
     # The last token of a trace is </think>, drawn or forced.
-    return self.limit(config) - self.trace
+    return self.limit(config) - (self.ends == 'trace')
 
   @property
   def read(self) -> tuple[int, ...]:
@@ -100,13 +106,14 @@ class Candidate:
   Attributes:
     request: what it answers.
     number: the candidate's number.
-    reason: 'stop' (a stop id was written), 'length' or 'pruned'.
+    reason: 'stop' (what the request's `ends` names), 'length' or 'pruned'.
     token_R: int32, the stop id included.
     log_prob_R: at the rollout temperature, unfiltered.
     forced_R: forced by a thinking budget, not drawn.
     step_logit_R: z at the position that predicts each mark or </think>.
     step_mask_R: where token r is a counted mark.
     score: of the trace.
+    last_logit: z at its last position.
   """
 
   request: Request
@@ -118,6 +125,7 @@ class Candidate:
   step_logit_R: np.ndarray
   step_mask_R: np.ndarray
   score: float
+  last_logit: float
 
   @property
   def finished(self) -> bool:
@@ -164,6 +172,7 @@ class Draft:
       z,
       mask,
       score,
+      self.last_logit,
     )
 
 

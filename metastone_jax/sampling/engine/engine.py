@@ -29,6 +29,7 @@ from metastone_jax.sampling.engine.candidates import (
   Draft,
   Request,
 )
+from metastone_jax.sampling.slots import ENDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,9 @@ class Engine:
     sharder: mesh, or an empty Sharder().
 
   Attributes:
+    model_config: as given.
     config: as given.
+    context: tokens of prompt and response together; None = no limit.
     turns: made so far, each one token of every active slot.
   """
 
@@ -111,7 +114,8 @@ class Engine:
     sharder: Sharder,
   ):
     self._params, self._seed = params, np.int32(seed)
-    self.config = config
+    self.model_config, self.config = model_config, config
+    self.context = engine_config.context
     self._shape = engine_config
     B = engine_config.num_slots
     P = engine_config.num_prompts or B
@@ -209,11 +213,11 @@ class Engine:
           'candidate_B',
           'written_B',
           'limit_B',
+          'ends_B',
           'budget_B',
           'num_thinking_B',
         )
       },
-      'trace_B': np.zeros(B, bool),
     }
     orders['stop_B'][stopped] = True
     opened: list[_Problem] = []
@@ -262,7 +266,7 @@ class Engine:
         ('candidate_B', number),
         ('written_B', len(request.written)),
         ('limit_B', request.limit(self.config)),
-        ('trace_B', request.trace),
+        ('ends_B', ENDS.index(request.ends)),
         ('budget_B', request.budget(self.config)),
         ('num_thinking_B', request.num_thinking(self.config)),
       ):
