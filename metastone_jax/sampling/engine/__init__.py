@@ -7,3 +7,6 @@ from metastone_jax.sampling.engine.candidates import Draft as Draft
 from metastone_jax.sampling.engine.candidates import Request as Request
 from metastone_jax.sampling.engine.engine import Engine as Engine
 from metastone_jax.sampling.engine.engine import EngineConfig as EngineConfig
+from metastone_jax.sampling.engine.search import SearchAnswer as SearchAnswer
+from metastone_jax.sampling.engine.search import SearchConfig as SearchConfig
+from metastone_jax.sampling.engine.search import search as search

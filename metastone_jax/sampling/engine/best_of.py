@@ -52,13 +52,12 @@ def choose(candidates: tuple[Candidate, ...], config: SamplingConfig) -> int:
   return max(range(len(candidates)), key=lambda i: rank(candidates[i]))
 
 
-def by_draw(requests: Iterable[Request]) -> dict[int, Request]:
+def by_draw(requests: list[Request]) -> dict[int, Request]:
   """Requests by their draw index.
 
   Raises:
     UserError: two of them have the same one.
   """
-  requests = list(requests)
   found = {request.draw: request for request in requests}
   if len(found) < len(requests):
     raise UserError(
