@@ -307,4 +307,5 @@ def _elected(election: Election) -> Answer:
     winner.token_R,
     winner.finished,
     election.tokens,
+    election.flops,
   )

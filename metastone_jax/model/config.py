@@ -187,6 +187,19 @@ class ModelConfig:
     attention = 2 * self.num_layers * H * h * context
     return 2.0 * tokens * (matmul + attention)
 
+  def prefill_flops(self, tokens: int) -> float:
+    """FLOPs of reading so many tokens; the policy head draws none of them."""
+    head = 2.0 * tokens * self.width * self.vocab_size
+    return self.forward_flops(tokens, (tokens + 1) / 2) - head
+
+  def decode_flops(self, tokens: int, read: int) -> float:
+    """FLOPs of writing `tokens` one by one behind `read` others.
+
+    Each attends to all before it and to itself. As in `forward_flops` the score
+    head is left out.
+    """
+    return self.forward_flops(tokens, read + (tokens + 1) / 2)
+
 
 _PRESETS: dict[str, dict] = {
   # 0.4 M parameters: the size a 2-core CPU trains in minutes.

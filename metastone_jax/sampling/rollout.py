@@ -15,7 +15,7 @@ from metastone_jax.parallel import Sharder
 from metastone_jax.sampling import slots as slots_lib
 from metastone_jax.sampling import strategies
 from metastone_jax.sampling.config import SamplingConfig, check_num_candidates
-from metastone_jax.sampling.slots import Records, Slots
+from metastone_jax.sampling.slots import ENDS, Records, Slots
 from metastone_jax.sprm import (
   step_feature_mask,
   thinking_end_feature_mask,
@@ -107,7 +107,7 @@ def start(
     position_B=jnp.repeat(length_P.astype(jnp.int32), N),
     written_B=zero_B,
     limit_B=zero_B + R,
-    trace_B=jnp.full(B, trace),
+    ends_B=zero_B + ENDS.index('trace' if trace else 'response'),
     budget_B=zero_B + budget,
     thinking_B=jnp.repeat(thinking_open(prompt_PS, valid_PS, config), N),
     num_thinking_B=zero_B,
@@ -328,6 +328,6 @@ def continue_from(slots: Slots, slot_P: jax.Array, extra: int) -> Slots:
     own_valid_BR=widened(slots.own_valid_BR),
     prompt_valid_PS=slots.prompt_valid_PS,
     limit_B=written_P + extra,
-    trace_B=jnp.zeros_like(written_P, bool),
+    ends_B=jnp.full_like(written_P, ENDS.index('response')),
     stopped_B=jnp.zeros_like(written_P, bool),
   )

@@ -27,6 +27,10 @@ from metastone_jax.sampling.config import SamplingConfig
 # features.
 TURNS = 32
 
+# What ends a slot by itself: a stop id; </think>; or either of them and the
+# next step mark. `Slots.ends_B` holds indices of these.
+ENDS = ('response', 'trace', 'step')
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +49,11 @@ class Slots:
     position_B: position of the token drawn next, prompt included.
     written_B: tokens of the response so far.
     limit_B: tokens that it may have; 0 = the slot is free.
-    trace_B: it ends with its thinking, by </think>, not by a stop id.
+    ends_B: int32, what ends it by itself, an index of `ENDS`.
     budget_B: thinking tokens after which </think> is forced.
     thinking_B: a <think> is open.
     num_thinking_B: thinking tokens so far.
-    stopped_B: it ended by itself: a stop id (or </think>) was written.
+    stopped_B: it ended by itself, by what `ends_B` names.
     seen_BV: tokens of the prompt and the response so far; None = nobody asks.
   """
 
@@ -64,7 +68,7 @@ class Slots:
   position_B: jax.Array
   written_B: jax.Array
   limit_B: jax.Array
-  trace_B: jax.Array
+  ends_B: jax.Array
   budget_B: jax.Array
   thinking_B: jax.Array
   num_thinking_B: jax.Array
@@ -102,6 +106,20 @@ def is_any(token: jax.Array, ids: tuple[int, ...]) -> jax.Array:
   """bool: the token is one of these."""
   return functools.reduce(
     jnp.logical_or, [token == i for i in ids], jnp.zeros(token.shape, bool)
+  )
+
+
+def _ends(
+  token_B: jax.Array, ends_B: jax.Array, config: SamplingConfig
+) -> jax.Array:
+  """bool (B,): this token ends its slot."""
+  stop_B = is_any(token_B, config.stop_ids)
+  closes_B = token_B == config.think_end_id
+  step_B = stop_B | closes_B | is_any(token_B, config.step_ids)
+  return jnp.select(
+    [ends_B == ENDS.index('trace'), ends_B == ENDS.index('step')],
+    [closes_B, step_B],
+    stop_B,
   )
 
 
@@ -173,9 +191,7 @@ def _turn(
       inside_B | (token_B == config.think_start_id), slots.thinking_B
     ),
     num_thinking_B=slots.num_thinking_B + (inside_B & active),
-    stopped_B=slots.stopped_B
-    | active
-    & jnp.where(slots.trace_B, closes_B, is_any(token_B, config.stop_ids)),
+    stopped_B=slots.stopped_B | active & _ends(token_B, slots.ends_B, config),
     seen_BV=seen_BV,
   )
   return slots, (active, token_B, log_prob_B, forced_B)

@@ -5,9 +5,12 @@ from metastone_jax.sampling.engine.best_of import best_of as best_of
 from metastone_jax.sampling.engine.candidates import Candidate as Candidate
 from metastone_jax.sampling.engine.candidates import Draft as Draft
 from metastone_jax.sampling.engine.candidates import Request as Request
+from metastone_jax.sampling.engine.config import EngineConfig as EngineConfig
 from metastone_jax.sampling.engine.engine import Engine as Engine
-from metastone_jax.sampling.engine.engine import EngineConfig as EngineConfig
 from metastone_jax.sampling.engine.pruning import Rejection as Rejection
+from metastone_jax.sampling.engine.search import SearchAnswer as SearchAnswer
+from metastone_jax.sampling.engine.search import SearchConfig as SearchConfig
+from metastone_jax.sampling.engine.search import search as search
 from metastone_jax.sampling.engine.stop_strings import (
   StopStrings as StopStrings,
 )

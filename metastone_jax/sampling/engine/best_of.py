@@ -19,6 +19,8 @@ from metastone_jax.sampling.engine.candidates import (
   Candidate,
   Draft,
   Request,
+  by_draw,
+  flops,
 )
 from metastone_jax.sampling.engine.engine import Engine
 
@@ -33,7 +35,8 @@ class Answer:
     best: index of the winner.
     token_A: int32 response of the winner, thinking included.
     finished: it ended by itself.
-    tokens: drawn for this problem, all candidates and the answer together.
+    tokens: drawn for this problem, thrown away or not.
+    flops: of all that was read and written for it.
   """
 
   request: Request
@@ -42,6 +45,7 @@ class Answer:
   token_A: np.ndarray
   finished: bool
   tokens: int
+  flops: float
 
 
 def choose(candidates: tuple[Candidate, ...], config: SamplingConfig) -> int:
@@ -50,7 +54,7 @@ def choose(candidates: tuple[Candidate, ...], config: SamplingConfig) -> int:
   def rank(candidate: Candidate) -> tuple[bool, bool, float]:
     natural = candidate.finished and not (
       # A forced </think> ends a trace, but it is no finished thought.
-      candidate.request.trace and candidate.forced_R.any()
+      candidate.request.ends == 'trace' and candidate.forced_R.any()
     )
     return (
       candidate.reason != PRUNED,
@@ -93,23 +97,18 @@ def best_of(
       'must be at least 1 token'
     )
   requests = list(requests)
-  by_draw = {request.draw: request for request in requests}
-  if len(by_draw) < len(requests):
-    raise UserError(
-      'several requests have one draw index; their candidates would share '
-      'their randomness: number them'
-    )
+  problems = by_draw(requests)
   if form == 'trace':
-    requests = [dataclasses.replace(r, trace=True) for r in requests]
-  ended: dict[int, list[Candidate]] = {draw: [] for draw in by_draw}
+    requests = [dataclasses.replace(r, ends='trace') for r in requests]
+  ended: dict[int, list[Candidate]] = {draw: [] for draw in problems}
   judged: dict[int, tuple[tuple[Candidate, ...], int]] = {}
   queue = collections.deque(requests)
   for candidate in engine.run(queue, prune, stop):
     draw = candidate.request.draw
-    request = by_draw[draw]
+    request = problems[draw]
     if draw in judged:  # the answer after the best trace
       candidates, best = judged.pop(draw)
-      yield _answer(request, candidates, best, candidate)
+      yield _answer(engine, request, candidates, best, candidate)
       continue
     ended[draw].append(candidate)
     if len(ended[draw]) < len(request.candidates):
@@ -117,7 +116,7 @@ def best_of(
     candidates = tuple(sorted(ended.pop(draw), key=lambda c: c.number))
     best = choose(candidates, engine.config)
     if form == 'complete':
-      yield _answer(request, candidates, best, None)
+      yield _answer(engine, request, candidates, best, None)
       continue
     judged[draw] = candidates, best
     winner = candidates[best]
@@ -134,16 +133,22 @@ def best_of(
     )
 
 
-def _answer(request, candidates, best: int, rest: Candidate | None) -> Answer:
+def _answer(engine, request, candidates, best: int, rest) -> Answer:
   winner = candidates[best]
-  parts = [winner.token_R] + ([] if rest is None else [rest.token_R])
-  last = winner if rest is None else rest
+  last, parts = winner, [winner.token_R]
+  cost = flops(engine.model_config, candidates)
+  tokens = sum(len(c.token_R) for c in candidates)
+  if rest is not None:
+    last = rest
+    parts.append(rest.token_R)
+    cost += flops(engine.model_config, (rest,))
+    tokens += len(rest.token_R)
   return Answer(
     request,
     candidates,
     best,
     np.concatenate(parts),
     last.finished,
-    sum(len(c.token_R) for c in candidates)
-    + (0 if rest is None else len(rest.token_R)),
+    tokens,
+    cost,
   )

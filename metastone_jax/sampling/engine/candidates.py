@@ -8,7 +8,9 @@ import numpy as np
 
 from metastone_jax import sprm
 from metastone_jax.errors import UserError
+from metastone_jax.model import ModelConfig
 from metastone_jax.sampling.config import SamplingConfig
+from metastone_jax.sampling.slots import ENDS
 
 # Why a candidate ended.
 STOP, LENGTH, PRUNED = 'stop', 'length', 'pruned'
@@ -27,8 +29,9 @@ class Request:
       counted in lengths and budgets, not drawn and not returned.
     max_tokens: of a response; None = the configured max_response_length.
     thinking_budget: None = the configured one.
-    trace: write the thinking only; the response ends with </think>, which the
-      budget forces.
+    ends: what ends it by itself: 'response': a stop id. 'trace': </think>,
+      which the budget forces; the thinking only. 'step': the next step mark,
+      </think> or a stop id.
   """
 
   prompt: tuple[int, ...]
@@ -37,7 +40,7 @@ class Request:
   written: tuple[int, ...] = ()
   max_tokens: int | None = None
   thinking_budget: int | None = None
-  trace: bool = False
+  ends: str = 'response'
 
   def check(self, config: SamplingConfig, context: int | None) -> None:
     """Raises UserError where it cannot be served.
@@ -51,6 +54,10 @@ class Request:
       raise UserError(f'{name}: the prompt is empty; give at least one token')
     if not self.candidates:
       raise UserError(f'{name}: k = 0 candidates; ask for at least 1')
+    if self.ends not in ENDS:
+      raise UserError(
+        f'{name}: ends={self.ends!r}; use one of {", ".join(ENDS)}'
+      )
     limit, least = self.limit(config), len(self.written) + 1
     if not least <= limit <= config.max_response_length:
       raise UserError(
@@ -77,7 +84,7 @@ class Request:
       if budget is not None:
         return budget
     # The last token of a trace is </think>, drawn or forced.
-    return self.limit(config) - self.trace
+    return self.limit(config) - (self.ends == 'trace')
 
   @property
   def read(self) -> tuple[int, ...]:
@@ -103,7 +110,7 @@ class Candidate:
   Attributes:
     request: what it answers.
     number: the candidate's number.
-    reason: 'stop' (a stop id was written), 'length' or 'pruned'.
+    reason: 'stop' (what the request's `ends` names), 'length' or 'pruned'.
     token_R: int32, the stop id included.
     log_prob_R: at the rollout temperature, unfiltered.
     forced_R: forced by a thinking budget, not drawn.
@@ -244,3 +251,29 @@ def score_of(
     fallback_logit_B=fallback,
   )
   return mask_R, float(score)
+
+
+def by_draw(requests: list[Request]) -> dict[int, Request]:
+  """Requests by their draw index.
+
+  Raises:
+    UserError: two of them have the same one.
+  """
+  found = {request.draw: request for request in requests}
+  if len(found) < len(requests):
+    raise UserError(
+      'several requests have one draw index; their candidates would share '
+      'their randomness: number them'
+    )
+  return found
+
+
+def flops(config: ModelConfig, candidates: Sequence[Candidate]) -> float:
+  """FLOPs of candidates of one request: what it names is read once for all.
+
+  The score head is left out, see `ModelConfig.forward_flops`.
+  """
+  read = len(candidates[0].request.read)
+  return config.prefill_flops(read) + sum(
+    config.decode_flops(len(c.token_R), read) for c in candidates
+  )

@@ -77,7 +77,7 @@ class Orders:
     candidate_B: int32, its number.
     written_B: int32, tokens of it that were read with the prompt.
     limit_B: int32, tokens it may have, these included.
-    trace_B: it ends with its thinking.
+    ends_B: int32, what ends it by itself, an index of `slots.ENDS`.
     budget_B: int32, its thinking budget.
     num_thinking_B: int32, thinking tokens among those that were read.
   """
@@ -89,7 +89,7 @@ class Orders:
   candidate_B: jax.Array
   written_B: jax.Array
   limit_B: jax.Array
-  trace_B: jax.Array
+  ends_B: jax.Array
   budget_B: jax.Array
   num_thinking_B: jax.Array
 
@@ -161,7 +161,7 @@ class Programs:
       position_B=zero_B,
       written_B=zero_B,
       limit_B=zero_B,
-      trace_B=zero_B != 0,
+      ends_B=zero_B,
       budget_B=zero_B,
       thinking_B=zero_B != 0,
       num_thinking_B=zero_B,
@@ -296,7 +296,7 @@ class Programs:
         position_B=take(prompts.length_P[row], slots.position_B),
         written_B=take(orders.written_B, slots.written_B),
         limit_B=jnp.where(stop, 0, take(orders.limit_B, slots.limit_B)),
-        trace_B=take(orders.trace_B, slots.trace_B),
+        ends_B=take(orders.ends_B, slots.ends_B),
         budget_B=take(orders.budget_B, slots.budget_B),
         thinking_B=take(prompts.thinking_P[row], slots.thinking_B),
         num_thinking_B=take(orders.num_thinking_B, slots.num_thinking_B),

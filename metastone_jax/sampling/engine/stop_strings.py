@@ -30,7 +30,7 @@ class StopStrings:
 
   def __call__(self, draft: Draft) -> int | None:
     """How many tokens of the candidate to keep; None = it goes on."""
-    if draft.request.trace or not self.strings:
+    if draft.request.ends == 'trace' or not self.strings:
       return None
     token_R = draft.token_R.tolist()
     new = len(draft.parts[-1][0])

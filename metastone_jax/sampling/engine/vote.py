@@ -15,6 +15,8 @@ from metastone_jax.sampling.engine.candidates import (
   Candidate,
   Draft,
   Request,
+  by_draw,
+  flops,
 )
 from metastone_jax.sampling.engine.engine import Engine
 
@@ -35,6 +37,7 @@ class Election:
       best of all where nobody answered.
     weights: answer -> sum of its votes.
     tokens: drawn for this problem.
+    flops: of all that was read and written for it.
   """
 
   request: Request
@@ -43,6 +46,7 @@ class Election:
   best: int
   weights: dict[Hashable, float]
   tokens: int
+  flops: float
 
 
 def vote(
@@ -71,14 +75,9 @@ def vote(
   if kind not in KINDS:
     raise UserError(f'vote={kind!r}; use one of {", ".join(KINDS)}')
   requests = list(requests)
-  by_draw = {request.draw: request for request in requests}
-  if len(by_draw) < len(requests):
-    raise UserError(
-      'several requests have one draw index; their candidates would share '
-      'their randomness: number them'
-    )
-  ended: dict[int, list[Candidate]] = {draw: [] for draw in by_draw}
-  answers: dict[int, dict[int, Hashable]] = {draw: {} for draw in by_draw}
+  problems = by_draw(requests)
+  ended: dict[int, list[Candidate]] = {draw: [] for draw in problems}
+  answers: dict[int, dict[int, Hashable]] = {draw: {} for draw in problems}
   for candidate in engine.run(requests, stop=stop):
     draw = candidate.request.draw
     ended[draw].append(candidate)
@@ -86,7 +85,7 @@ def vote(
       answer = answer_of(candidate)
       if answer is not None:
         answers[draw][candidate.number] = answer
-    missing = len(by_draw[draw].candidates) - len(ended[draw])
+    missing = len(problems[draw].candidates) - len(ended[draw])
     if early_stop and missing:
       weights = _weights(ended[draw], answers[draw], kind)
       first, second = (*sorted(weights.values(), reverse=True), 0, 0)[:2]
@@ -94,7 +93,9 @@ def vote(
         engine.give_up(draw)
     if engine.pending(draw):
       continue
-    yield _elected(by_draw[draw], ended.pop(draw), answers.pop(draw), kind)
+    candidates = tuple(sorted(ended.pop(draw), key=lambda c: c.number))
+    cost = flops(engine.model_config, candidates)
+    yield _elected(problems[draw], candidates, answers.pop(draw), kind, cost)
 
 
 def _weights(candidates, answers, kind: str) -> dict[Hashable, float]:
@@ -108,8 +109,7 @@ def _weights(candidates, answers, kind: str) -> dict[Hashable, float]:
   return found
 
 
-def _elected(request, candidates, answers, kind: str) -> Election:
-  candidates = tuple(sorted(candidates, key=lambda c: c.number))
+def _elected(request, candidates, answers, kind: str, cost) -> Election:
   weights = _weights(candidates, answers, kind)
   answer, voters = None, range(len(candidates))
   if weights:
@@ -127,4 +127,5 @@ def _elected(request, candidates, answers, kind: str) -> Election:
     best,
     weights,
     sum(len(c.token_R) for c in candidates),
+    cost,
   )

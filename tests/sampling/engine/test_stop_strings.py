@@ -66,7 +66,7 @@ def test_traces_end_by_their_tag_only():
   with jax.enable_x64(True):
     found = list(
       served.engine(CONFIG, num_slots=5).run(
-        served.requests(P, N, trace=True), stop=StopStrings(('a',), _decode)
+        served.requests(P, N, ends='trace'), stop=StopStrings(('a',), _decode)
       )
     )
   assert all(c.token_R[-1] == tiny.UNTHINK for c in found)
