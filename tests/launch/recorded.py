@@ -12,28 +12,32 @@ import runpy
 
 import numpy as np
 
-from metastone_jax.training.loop import collect
+from metastone_jax.training.loop import collect, draws
 
 if __name__ == '__main__':
-  draw_in_waves = collect.draw_in_waves
+  collected = collect.collect
 
-  def recorded(
-    setup, sampler, params, prompt_PS, length_P, draw_P, candidate_N
-  ):
-    drawn = draw_in_waves(
-      setup, sampler, params, prompt_PS, length_P, draw_P, candidate_N
-    )
-    folder = pathlib.Path(os.environ['RECORD'])
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(
-      folder / f'{draw_P[0]}.npz',
-      draw_P=draw_P,
-      prompt_PS=prompt_PS,
-      token_PNR=drawn.token_PNR,
-      length_PN=drawn.length_PN,
-      score_PN=drawn.score_PN,
-    )
-    return drawn
+  def recorded(setup, sampler, params, phase, problem_batch, first, watch):
+    """Keeps what the sampler gives this one rollout."""
 
-  collect.draw_in_waves = recorded
+    class Recorded(draws.Sampler):
+      def rollout(self, params, requests):
+        drawn = super().rollout(params, requests)
+        folder = pathlib.Path(os.environ['RECORD'])
+        folder.mkdir(parents=True, exist_ok=True)
+        draw_P = np.array([request.draw for request in requests], np.int32)
+        np.savez(
+          folder / f'{draw_P[0]}.npz',
+          draw_P=draw_P,
+          prompt_PS=problem_batch[1],
+          token_PNR=drawn.token_PNR,
+          length_PN=drawn.length_PN,
+          score_PN=drawn.score_PN,
+        )
+        return drawn
+
+    sampler = Recorded(sampler.setup, sampler.config, sampler.shape)
+    return collected(setup, sampler, params, phase, problem_batch, first, watch)
+
+  collect.collect = recorded
   runpy.run_module('launch.train', run_name='__main__', alter_sys=True)

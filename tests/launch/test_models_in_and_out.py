@@ -178,7 +178,7 @@ def test_torch_log_probs_of_the_rollouts_equal_the_trainers(folders):
 
   rows = collect.collect(
     setup,
-    setup.sampler(setup.train_sampling),
+    loop.Sampler.build(setup, setup.train_sampling, problems=8, samples=4),
     params,
     recipe.phases[-1],
     batch,

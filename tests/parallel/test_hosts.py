@@ -66,8 +66,11 @@ def test_join_rows(permuted):
 def test_one_device():
   sharder = Sharder.of(make_mesh({'fsdp': -1}, jax.devices()[:1]))
   hosts = Hosts.build(sharder, {})
-  params = {'kernel': jax.device_put(np.ones((2, 2)))}
-  assert hosts.local_copy(params, AXES, 'bfloat16') is params
+  host, params = _params(sharder)
+  found = hosts.local_copy(params, AXES, 'bfloat16')
+  for name, x in host.items():
+    assert found[name].dtype == 'bfloat16'
+    np.testing.assert_array_equal(found[name], x.astype('bfloat16'))
   assert hosts.share(5, 'x') == slice(0, 5)
 
 

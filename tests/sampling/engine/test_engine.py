@@ -64,6 +64,9 @@ def _check(found, wanted, problems, candidates):
     dict(num_slots=5, turns=3),  # refills in the middle of groups
     dict(num_slots=5, turns=2, num_prompts=2),  # slots wait for a prompt row
     dict(num_slots=1, turns=4),  # one after the other
+    # A problem has four slots to itself, then two for its four candidates.
+    dict(num_slots=P * N, turns=10, group=N, columns=10, positions=5),
+    dict(num_slots=6, turns=3, group=2),
   ],
   ids=str,
 )
@@ -83,11 +86,19 @@ def test_any_order_any_part():
   _check(again, _wanted(), [0], range(N))
 
 
-@pytest.mark.parametrize('mesh', [dict(data=8), dict(data=4, tensor=2)])
-def test_on_eight_devices(mesh):
+@pytest.mark.parametrize(
+  ('mesh', 'shape'),
+  [
+    (dict(data=8), dict(num_slots=8)),
+    (dict(data=4, tensor=2), dict(num_slots=8)),
+    (dict(data=4, tensor=2), dict(num_slots=32, group=4)),
+  ],
+  ids=str,
+)
+def test_on_eight_devices(mesh, shape):
   sharder = Sharder(make_mesh(mesh))
   with jax.enable_x64(True):
-    engine = served.engine(CONFIG, sharder, num_slots=8, turns=3)
+    engine = served.engine(CONFIG, sharder, turns=3, **shape)
     found = list(engine.run(_requests()))
   _check(found, _wanted(), range(P), range(N))
 
@@ -110,6 +121,21 @@ def test_caches_grow_and_go_round(monkeypatch):
   _check(found, _wanted(), range(P), range(N))
   assert widths == [4, 8, 16]
   assert engine.turns > 16  # more than there are columns
+
+
+def test_nothing_moves_or_compiles_once_shapes_are_given():
+  """Prompts of other lengths and numbers; the caches are as they began."""
+  shape = dict(num_slots=6, turns=3, columns=10, positions=5)
+  with jax.enable_x64(True):
+    engine = served.engine(CONFIG, **shape)
+    kept = {'empty', 'prefill', 'admit', 'order', 'chunk'}
+    engine._run = {name: engine._run[name] for name in kept}
+    list(engine.run(_requests()))
+    sizes = {name: engine._run[name]._cache_size() for name in kept}
+    other = served.engine(CONFIG, **shape)
+    short = [dataclasses.replace(r, prompt=(5, 2)) for r in _requests()]
+    assert len(list(other.run(short))) == P * N
+  assert {name: other._run[name]._cache_size() for name in kept} == sizes
 
 
 def test_budgets_and_limits_are_the_requests():
@@ -214,6 +240,10 @@ def test_a_request_that_cannot_be_served_is_named(change, message):
     (dict(turns=0), 'engine.turns must be at least 1'),
     (dict(num_prompts=0), 'engine.num_prompts must be at least 1'),
     (dict(refill=0), 'engine.refill must be in'),
+    (dict(num_slots=6, group=4), '0 or a divisor of num_slots=6: got 4'),
+    (dict(num_slots=6, group=3, num_prompts=2), 'None where slots have groups'),
+    (dict(columns=-1), 'engine.columns must be at least 0'),
+    (dict(positions=-1), 'engine.positions must be at least 0'),
   ],
 )
 def test_a_shape_that_cannot_be_is_named(shape, message):

@@ -9,8 +9,10 @@ import numpy as np
 from metastone_jax import sprm
 from metastone_jax.parallel import make_mesh
 from metastone_jax.sampling import Rollout
+from metastone_jax.sampling.engine import Candidate, EngineConfig
 from metastone_jax.tasks import base
 from metastone_jax.training import loop
+from metastone_jax.training.loop import draws
 from metastone_jax.training.loop import setup as setup_lib
 from tests.launch import small
 
@@ -93,6 +95,49 @@ def rollout(setup, texts, draw: np.random.Generator) -> Rollout:
     step_mask_PNR=mark,
     score_PN=np.asarray(sprm.trace_score(logit, mark)),
   )
+
+
+class FakeSampler:
+  """Draws what `write` says instead of a policy, the last response first.
+
+  Attributes:
+    config: ids of the marks.
+    shape: so many at a time, as far as a caller can see.
+    asked: (params, requests) of every call.
+  """
+
+  def __init__(self, setup, write, slots: int = 16):
+    """write: request -> the Rollout (1, N) of its candidates."""
+    self.config = setup.evaluation_sampling
+    self.shape = EngineConfig(num_slots=slots)
+    self.asked = []
+    self._write = write
+
+  def draw(self, params, requests):
+    self.asked.append((params, requests))
+    for request in reversed(requests):
+      drawn = self._write(request)
+      for n in reversed(range(len(request.candidates))):
+        length = drawn.length_PN[0, n]
+        yield Candidate(
+          request,
+          request.candidates[n],
+          'stop' if drawn.finished_PN[0, n] else 'length',
+          *(
+            getattr(drawn, name)[0, n, :length]
+            for name in (
+              'token_PNR',
+              'log_prob_PNR',
+              'forced_PNR',
+              'step_logit_PNR',
+            )
+          ),
+          last_logit=0.0,
+          config=self.config,
+        )
+
+  def rollout(self, params, requests):
+    return draws.Sampler.rollout(self, params, requests)
 
 
 class Nothing:

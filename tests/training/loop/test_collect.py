@@ -13,6 +13,7 @@ from metastone_jax.model import init_params
 from metastone_jax.telemetry import Stopwatch
 from metastone_jax.training import step as step_lib
 from metastone_jax.training.loop import collect as collect_lib
+from metastone_jax.training.loop import draws
 from tests.training.loop import parts
 
 KINDS = (
@@ -45,18 +46,18 @@ def drawn(setup, problem_batch):
 
 def _collect(setup, problem_batch, drawn, first_draw=0, **changes):
   phase = dataclasses.replace(parts.phase(setup, 'joint'), **changes)
-  calls = []
 
-  def sampler(*args):
-    calls.append(args)
-    return drawn
+  def write(request):
+    p = (request.draw - first_draw) % 2**31
+    return jax.tree.map(lambda x: x[p : p + 1], drawn)
 
+  sampler = parts.FakeSampler(setup, write)
   watch = Stopwatch()
   found = collect_lib.collect(
     setup, sampler, 'params', phase, problem_batch, first_draw, watch
   )
   assert set(watch.collect()) == {'time/rollout', 'time/verify'}
-  return found, calls[0]
+  return found, sampler.asked[0]
 
 
 def test_base_and_demonstration_rows(setup):
@@ -97,15 +98,14 @@ def test_join_rows_fills_what_one_kind_lacks():
 
 def test_what_the_sampler_is_asked(setup, problem_batch, drawn):
   first_draw = 2**31 + 5  # draw numbers are int32 and wrap around
-  _, (params, prompt, length, seed, draws, candidates) = _collect(
-    setup, problem_batch, drawn, first_draw
-  )
+  _, (params, requests) = _collect(setup, problem_batch, drawn, first_draw)
   assert params == 'params'
-  np.testing.assert_array_equal(prompt, problem_batch[1])
-  np.testing.assert_array_equal(length, problem_batch[2])
-  assert seed == setup.recipe.seed
-  np.testing.assert_array_equal(draws, [5, 6, 7, 8])
-  np.testing.assert_array_equal(candidates, [0, 1, 2, 3])
+  assert [request.draw for request in requests] == [5, 6, 7, 8]
+  _, prompt, length = problem_batch
+  for p, request in enumerate(requests):
+    assert request.prompt == tuple(prompt[p, : length[p]])
+    assert request.candidates == (0, 1, 2, 3)
+    assert not request.written and request.max_tokens is None
 
 
 def test_rows_say_what_was_drawn(setup, problem_batch, drawn):
@@ -191,6 +191,23 @@ def test_advantages(setup, problem_batch, drawn, buffer, objective, drop):
   )
 
 
+def test_cut_responses_give_no_policy_gradient_where_asked(
+  setup, problem_batch, drawn
+):
+  plain, _ = _collect(setup, problem_batch, drawn)
+  found, _ = _collect(setup, problem_batch, drawn, mask_truncated=True)
+  cut = np.array([kind == 'cut' for group in KINDS for kind in group])
+  assert 0 < cut.sum() < 16 and plain.rows['policy_mask_BT'][cut].any()
+  np.testing.assert_array_equal(
+    found.rows['policy_mask_BT'],
+    plain.rows['policy_mask_BT'] & ~cut[:, None],
+  )
+  # They stay in the group's mean, and were never in the score loss.
+  for name in ('advantage_B', 'score_weight_B'):
+    np.testing.assert_array_equal(found.rows[name], plain.rows[name])
+  assert not found.rows['score_weight_B'][cut].any()
+
+
 def test_a_group_of_one_is_not_dropped(setup, problem_batch, drawn):
   """Its advantage is its reward (SPEC 4), so it has something to teach."""
   one = jax.tree.map(lambda x: x[:, :1], drawn)
@@ -255,7 +272,7 @@ def test_sampler_and_trainer_agree(problem_batch):
   )
   found = collect_lib.collect(
     setup,
-    setup.sampler(setup.train_sampling),
+    draws.Sampler.build(setup, setup.train_sampling, problems=4, samples=4),
     params,
     parts.phase(setup, 'joint'),
     problem_batch,
@@ -302,12 +319,13 @@ def test_sampler_and_trainer_agree(problem_batch):
     | {'step_mask_BT': mask},
   )
   assert (rows['sampler_log_prob_BT'][mask] < 0).all()
-  for field, name in (
-    ('sampler_log_prob_BT', 'log_prob_BT'),
-    ('step_logit_BT', 'step_logit_BT'),
+  for field, name, where in (
+    ('sampler_log_prob_BT', 'log_prob_BT', mask),
+    # The sampler scores marks alone.
+    ('step_logit_BT', 'step_logit_BT', rows['step_mask_BT']),
   ):
     np.testing.assert_allclose(
-      rows[field][mask], np.asarray(trainer[name])[mask], atol=2e-5
+      rows[field][where], np.asarray(trainer[name])[where], atol=2e-5
     )
 
 

@@ -32,56 +32,51 @@ def heldout(setup):
   return data.batch_at(data.start(), 7)
 
 
-class FakeSampler:
-  """Answers as `_kind` says; remembers the shapes it was called with."""
+def _fake(setup, heldout, slots=6):
+  """Answers as `_kind` says."""
 
-  def __init__(self, setup, heldout):
-    self.setup, self.heldout = setup, heldout
-    self.shapes = set()
-
-  def __call__(self, params, prompt_PS, length_P, seed, draw_P, candidate_N):
-    assert seed == self.setup.recipe.seed
-    self.shapes.add((prompt_PS.shape, length_P.shape, len(candidate_N)))
-    index_P = np.asarray(draw_P) - 2**30
-    np.testing.assert_array_equal(prompt_PS, self.heldout[1][index_P])
-    np.testing.assert_array_equal(length_P, self.heldout[2][index_P])
+  def write(request):
+    p = request.draw - 2**30
+    length = heldout[2][p]
+    assert request.prompt == tuple(heldout[1][p, :length])
     texts = [
-      [
-        parts.written(self.setup, self.heldout[0][p], _kind(p, int(n)))
-        for n in candidate_N
-      ]
-      for p in index_P
+      parts.written(setup, heldout[0][p], _kind(p, n))
+      for n in request.candidates
     ]
-    return parts.rollout(self.setup, texts, np.random.default_rng(0))
+    return parts.rollout(setup, [texts], np.random.default_rng(0))
+
+  return parts.FakeSampler(setup, write, slots)
 
 
-def _evaluate(setup, heldout, problems, samples, per_call=(3, 2)):
-  sampler = FakeSampler(setup, heldout)
-  evaluator = loop.Evaluator(setup, *per_call, sampler)
-  calls = []
+def _evaluate(setup, heldout, problems, samples, slots=6):
+  sampler = _fake(setup, heldout, slots)
+  evaluator = loop.Evaluator(setup, sampler)
+  calls, pauses = [], []
   found = evaluator.evaluate(
     'params',
     'signs',
     num_problems=problems,
     num_samples=samples,
     progress=lambda *now: calls.append(now),
+    pause=lambda: pauses.append(len(calls)),
   )
-  # One program: every call has the same shape, whatever is left to draw.
-  assert len(sampler.shapes) == 1
-  done, totals = zip(*calls, strict=True)
-  assert set(totals) == {problems * samples}
-  assert list(done) == sorted(set(done)) and done[-1] == totals[-1]
+  ((params, _),) = sampler.asked
+  assert params == 'params'
+  total = problems * samples
+  assert calls == [(done, total) for done in range(1, total + 1)]
+  # Where a stop request is heard: as often, whatever ended when.
+  assert pauses == [min(n, total) for n in range(slots, total + slots, slots)]
   return found
 
 
 @pytest.mark.parametrize(
-  ('problems', 'samples', 'per_call'),
-  [(7, 5, (3, 2)), (7, 5, (7, 5)), (2, 1, (3, 2)), (6, 4, (3, 2))],
+  ('problems', 'samples', 'slots'),
+  [(7, 5, 6), (7, 5, 35), (2, 1, 6), (6, 4, 6)],
 )
 def test_every_place_holds_its_own_response(
-  setup, heldout, problems, samples, per_call
+  setup, heldout, problems, samples, slots
 ):
-  found = _evaluate(setup, heldout, problems, samples, per_call)
+  found = _evaluate(setup, heldout, problems, samples, slots)
   assert found.shape == (problems, samples)
   assert found.problem_ids == [p.id for p in heldout[0][:problems]]
   for p, n in np.ndindex(problems, samples):
@@ -108,12 +103,18 @@ def test_smaller_evaluation_is_a_part_of_the_larger(setup, heldout):
   assert small.problem_ids == large.problem_ids[:4]
 
 
+def _real(setup):
+  return loop.Sampler.build(
+    setup, setup.evaluation_sampling, problems=2, samples=2
+  )
+
+
 def test_same_with_the_real_sampler(setup):
-  """Bit-equal scores and draws, though the calls' companions differ."""
+  """Bit-equal scores and draws, though the slots' companions differ."""
   params = jax.jit(functools.partial(init_params, setup.model_config))(
     jax.random.key(1)
   )
-  evaluator = loop.Evaluator(setup, 2, 2)
+  evaluator = loop.Evaluator(setup, _real(setup))
   large, small = (
     evaluator.evaluate(params, 'signs', num_problems=p, num_samples=n)
     for p, n in ((5, 4), (3, 3))
@@ -130,7 +131,7 @@ def test_same_with_the_real_sampler(setup):
 
 
 def test_bad_requests(setup):
-  evaluator = loop.Evaluator(setup, 2, 2, sampler=lambda *args: None)
+  evaluator = loop.Evaluator(setup, None)
   for problems, samples in ((0, 4), (4, 0)):
     with pytest.raises(UserError, match='at least 1 problem and 1 sample'):
       evaluator.evaluate(
@@ -146,13 +147,12 @@ def test_main_task_is_the_one_with_the_largest_share():
 
   recipe = parts.recipe(edit)
   fake = type('S', (), {'recipe': recipe})()
-  evaluator = loop.Evaluator(fake, 1, 1, sampler=lambda *args: None)
+  evaluator = loop.Evaluator(fake, None)
   assert evaluator.task_names() == ('signs', 'chain_sum')
 
 
 def test_responses_are_what_was_drawn_and_scored(setup, heldout):
-  sampler = FakeSampler(setup, heldout)
-  evaluator = loop.Evaluator(setup, 3, 2, sampler=sampler)
+  evaluator = loop.Evaluator(setup, _fake(setup, heldout))
   samples, drawn = evaluator.draw(
     {}, 'signs', num_problems=4, num_samples=3, keep_token_ids=True
   )

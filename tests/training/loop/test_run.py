@@ -110,21 +110,19 @@ def variants(tmp_path_factory):
   run = make_run(edit, tmp_path_factory.mktemp('variants') / 'run')
   draw = np.random.default_rng(0)
 
-  def sampler(params, *_):
+  def write(request):
     """Answers of every kind, so that every term has something to do."""
     problems, _, _ = run.problems.batch_at(run.problem_position, 4)
+    p = request.draw - run.problems.global_index(run.problem_position)
     kinds = ('right', 'wrong', 'unparsed', 'cut')
     texts = [
       # The first group has one reward: all wrong, of one length.
-      [
-        parts.written(run.setup, problem, kinds[n if p else 1])
-        for n in range(4)
-      ]
-      for p, problem in enumerate(problems)
+      parts.written(run.setup, problems[p], kinds[n if p else 1])
+      for n in range(4)
     ]
-    return parts.rollout(run.setup, texts, draw)
+    return parts.rollout(run.setup, [texts], draw)
 
-  run.sampler = sampler
+  run.sampler = lambda phase: parts.FakeSampler(run.setup, write)
   run.fresh()
   found = {}
   asked = []
@@ -286,8 +284,9 @@ class FakeEvaluator:
   def task_names(self):
     return ('signs',)
 
-  def evaluate(self, params, task, *, progress, **_):
+  def evaluate(self, params, task, *, progress, pause, **_):
     progress(1, 2)
+    pause()
     raise LookupError('went on')
 
 
