@@ -60,28 +60,17 @@ class Sampler:
       samples: responses to each, usually.
       slots: responses that are drawn at a time; None = as the recipe says.
     """
-    responses = problems * samples
-    slots = min(slots or setup.recipe.sampling.num_slots(responses), responses)
-    devices = setup.hosts.local.num_parts('batch')
-    if slots == responses:
-      # All start at once: every problem has its own slots.
-      slots = _multiple(problems, devices) * samples
-      prompts, group = None, samples
-    else:
-      # Problems whose last responses are long must not keep slots from others.
-      prompts = _multiple(min(slots, 2 * -(-slots // samples)), devices)
-      slots, group = _multiple(slots, devices), 0
-    longest = config.max_response_length
+    draw, data = setup.recipe.sampling, setup.recipe.data
     return cls(
       setup,
       config,
-      EngineConfig(
-        num_slots=slots,
-        num_prompts=prompts,
-        group=group,
-        turns=longest if longest <= _WHOLE else _TURNS,
-        positions=setup.recipe.data.max_prompt_length,
-        columns=longest,
+      engine_shape(
+        problems=problems,
+        samples=samples,
+        slots=slots or draw.num_slots(problems * samples),
+        devices=setup.hosts.local.num_parts('batch'),
+        positions=data.max_prompt_length,
+        columns=config.max_response_length,
       ),
     )
 
@@ -119,6 +108,45 @@ class Sampler:
     return stack(
       [found[index] for index in sorted(found)], len(requests), self.config
     )
+
+
+def engine_shape(
+  *,
+  problems: int,
+  samples: int,
+  slots: int,
+  devices: int,
+  positions: int,
+  columns: int,
+) -> EngineConfig:
+  """The engine that draws a host's share of problems.
+
+  Args:
+    problems: that are drawn together.
+    samples: responses to each.
+    slots: responses that are drawn at a time.
+    devices: that share the slots: all have equally many slots and prompts.
+    positions: of the longest prompt.
+    columns: of the longest response.
+  """
+  responses = problems * samples
+  slots = min(slots, responses)
+  if slots == responses:
+    # All start at once: every problem has its own slots.
+    slots = _multiple(problems, devices) * samples
+    prompts, group = None, samples
+  else:
+    # Problems whose last responses are long must not keep slots from others.
+    prompts = _multiple(min(slots, 2 * -(-slots // samples)), devices)
+    slots, group = _multiple(slots, devices), 0
+  return EngineConfig(
+    num_slots=slots,
+    num_prompts=prompts,
+    group=group,
+    turns=columns if columns <= _WHOLE else _TURNS,
+    positions=positions,
+    columns=columns,
+  )
 
 
 def _multiple(count: int, of: int) -> int:
