@@ -2,8 +2,8 @@
 
 Decoding runs in compiled chunks of turns; between chunks candidates that have
 ended are handed out and their slots go to the next ones in the queue. Programs
-are compiled for shapes, not for work: slots and chunks are fixed, prompts and
-caches grow by doubling.
+are compiled for shapes, not for work: slots and chunks are fixed, the prompt
+store and the caches grow by doubling.
 
 A candidate's tokens depend on (seed, draw, candidate, position) and its prompt
 alone: not on the slot, on what else is being written, or on when it began.
@@ -37,8 +37,9 @@ class EngineConfig:
 
   Attributes:
     num_slots: candidates that are written at a time.
-    num_prompts: problems that they may belong to; None = as many as slots. A
-      slot waits where all are taken, so this is for caches of long prompts.
+    num_prompts: problems that they may belong to at a time; a slot waits where
+      all are taken. None = as few as need be, up to one a slot: a prompt that
+      is kept takes memory, and without a kernel also time.
     turns: tokens of a chunk.
     refill: share of the active slots that must have ended before a chunk stops
       early for the queue.
@@ -123,7 +124,7 @@ class Engine:
     self.config = config
     self._shape = engine_config
     B = engine_config.num_slots
-    P = engine_config.num_prompts or B
+    P = engine_config.num_prompts or B  # at most
     self._shards = 1
     if sharder.mesh is not None:
       split = sharder.mesh_axes(('batch',), (B,))[0]
@@ -133,7 +134,7 @@ class Engine:
         f'engine.num_prompts={P} must be a multiple of the {self._shards} '
         'devices that share the slots'
       )
-    self._num_slots, self._num_prompts = B, P
+    self._num_slots, self._num_prompts, self._most_prompts = B, P, P
     self._run = programs_lib.jitted(
       programs_lib.Programs(
         model_config,
@@ -179,9 +180,11 @@ class Engine:
     self._open(queue)
     # By shard: free slots, free rows, problems with candidates to start.
     slots = np.arange(self._num_slots).reshape(self._shards, -1)
-    rows = np.arange(self._num_prompts).reshape(self._shards, -1)
     self._free = [collections.deque(x.tolist()) for x in slots]
-    self._rows = [collections.deque(x.tolist()) for x in rows]
+    self._rows = [
+      collections.deque(range(shard, self._num_prompts, self._shards))
+      for shard in range(self._shards)
+    ]
     self._waiting = [collections.deque() for _ in range(self._shards)]
     self._problems: dict[int, _Problem] = {}
     self._drafts = [None] * self._num_slots
@@ -228,8 +231,17 @@ class Engine:
     waiting = [p.request.draw for shard in self._waiting for p in shard]
     return draw in drafts or (draw not in self._given_up and draw in waiting)
 
-  def _open(self, requests: Iterable[Request]) -> None:
+  def _open(self, requests: collections.deque[Request]) -> None:
     """Empty slots, as wide as the first chunk needs."""
+    if self._shape.num_prompts is None:
+      # Those that fill the slots at first; candidates that are longer than the
+      # others keep as many again, often.
+      candidates = np.cumsum([len(r.candidates) for r in requests])
+      need = 1 + np.searchsorted(candidates, self._num_slots)
+      need = min(2 * int(need), len(requests))
+      self._num_prompts = min(
+        bucket(-(-need // self._shards), 1) * self._shards, self._most_prompts
+      )
     self._positions = bucket(max(len(r.read) for r in requests))
     self._columns = bucket(self._shape.turns)
     self._slots, self._prompts = self._run['empty'](
@@ -266,7 +278,12 @@ class Engine:
         for shard in range(self._shards)
         if self._free[shard] and self._rows[shard]
       ]
-      if not queue or not able:
+      if not queue:
+        break
+      if not able:
+        if any(self._free) and self._num_prompts < self._most_prompts:
+          self._add_rows()
+          continue
         break
       shard = max(able, key=lambda shard: len(self._free[shard]))
       request = queue.popleft()
@@ -280,6 +297,7 @@ class Engine:
       self._waiting[shard].append(problem)
       opened.append(problem)
     self._prefill(opened)
+    orders['row_B'] = self._place(orders['row_B'])
     if orders['start_B'].any() or stopped:
       self._slots = self._run['order'](
         self._slots, self._prompts, programs_lib.Orders(**orders), self._seed
@@ -331,11 +349,26 @@ class Engine:
       for i, problem in enumerate(part):
         prompt = problem.request.read
         prompt_nS[i, : len(prompt)] = prompt
-        length_n[i], row_n[i] = len(prompt), problem.row
+        length_n[i], row_n[i] = len(prompt), self._place(problem.row)
       read = self._run['prefill'](self._params, prompt_nS, length_n)
       self._slots, self._prompts = self._run['admit'](
         self._slots, self._prompts, read, row_n
       )
+
+  def _place(self, row):
+    """Where a row is on the device; rows go round the shards."""
+    rows = self._num_prompts // self._shards
+    return row % self._shards * rows + row // self._shards
+
+  def _add_rows(self) -> None:
+    """Twice the rows in the prompt store, at most as many as slots."""
+    have = self._num_prompts
+    self._num_prompts = min(2 * have, self._most_prompts)
+    self._slots, self._prompts = self._run['add_rows'](
+      self._slots, self._prompts, self._num_prompts
+    )
+    for row in range(have, self._num_prompts):
+      self._rows[row % self._shards].append(row)
 
   def _make_room(self) -> None:
     """Columns for the next chunk: no slot may come round to its own first."""
@@ -416,5 +449,4 @@ class Engine:
     """Frees the row of a problem that nobody reads any more."""
     if not problem.live and not problem.waiting:
       del self._problems[problem.row]
-      shard = problem.row // (self._num_prompts // self._shards)
-      self._rows[shard].append(problem.row)
+      self._rows[problem.row % self._shards].append(problem.row)

@@ -89,9 +89,7 @@ def _compare(
 def _report_same(name: str, ours: work.Drawn, theirs: work.Drawn) -> None:
   tokens, whole = agreement(ours, theirs)
   line = f'  {name}: {100 * tokens:.2f} % of greedy tokens are ours'
-  both = [
-    key for key in ours if np.array_equal(ours[key][0], theirs[key][0])
-  ]
+  both = [key for key in ours if np.array_equal(ours[key][0], theirs[key][0])]
   gaps = [abs(ours[key][1] - theirs[key][1]) for key in both]
   if gaps and np.isfinite(gaps).all():
     line += f', scores of equal responses within {max(gaps):.1e}'
@@ -115,9 +113,7 @@ def tunix(repeats: int, python: str, larger: bool) -> None:
     print('  not run: give --tunix_python, a Python with google-tunix')
     return
   command = (python, str(SCRIPTS / 'peer_tunix.py'))
-  _all(
-    'tunix', command, ('slots', 'all'), repeats, SIZES + LARGER * larger
-  )
+  _all('tunix', command, ('slots', 'all'), repeats, SIZES + LARGER * larger)
 
 
 def transformers(repeats: int, larger: bool) -> None:

@@ -64,7 +64,8 @@ def run(repeats: int) -> None:
       np.testing.assert_array_equal(drawn[key][0], token)
     assert not any(score for _, score in drawn.values())
     marks = sum(
-      np.isin(token, one.sampling.step_ids).sum() for token, _ in scored.values()
+      np.isin(token, one.sampling.step_ids).sum()
+      for token, _ in scored.values()
     )
     tokens = work.count(scored)
 
@@ -81,6 +82,8 @@ def run(repeats: int) -> None:
     found = timing.take_turns(
       {'off': timing.timed(off), 'on': timing.timed(on)}, repeats
     )
-    print(f'{work.describe(one.model)}\n{one}; {tokens / marks:.0f} tokens a mark')
+    print(
+      f'{work.describe(one.model)}\n{one}; {tokens / marks:.0f} tokens a mark'
+    )
     print('\n'.join(timing.table(found, 'off')), flush=True)
   head_cost.main()

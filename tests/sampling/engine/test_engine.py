@@ -1,5 +1,6 @@
 """The engine against the one compiled program, whatever shares the slots."""
 
+import collections
 import dataclasses
 import functools
 
@@ -110,6 +111,25 @@ def test_caches_grow_and_go_round(monkeypatch):
   _check(found, _wanted(), range(P), range(N))
   assert widths == [4, 8, 16]
   assert engine.turns > 16  # more than there are columns
+
+
+@pytest.mark.parametrize('mesh', [None, dict(data=4, tensor=2)], ids=str)
+def test_rows_of_the_store_are_added(mesh):
+  """The first problem opens few rows; more come while it is written."""
+  sharder = Sharder() if mesh is None else Sharder(make_mesh(mesh))
+  first, *rest = _requests(candidates=[0, 1])
+  queue = collections.deque([first])
+  found, rows = [], []
+  with jax.enable_x64(True):
+    engine = served.engine(CONFIG, sharder, num_slots=8, turns=2)
+    for candidate in engine.run(queue):
+      if not found:
+        rows.append(engine._num_prompts)
+        queue.extend(rest)
+      found.append(candidate)
+  rows.append(engine._num_prompts)
+  _check(found, _wanted(), range(P), [0, 1])
+  assert rows == ([1, 8] if mesh is None else [4, 8])
 
 
 def test_budgets_and_limits_are_the_requests():
