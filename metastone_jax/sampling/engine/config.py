@@ -11,8 +11,9 @@ class EngineConfig:
 
   Attributes:
     num_slots: candidates that are written at a time.
-    num_prompts: problems that they may belong to; None = as many as slots. A
-      slot waits where all are taken, so this is for caches of long prompts.
+    num_prompts: problems that they may belong to at a time; a slot waits where
+      all are taken. None = as few as need be, up to one a slot: a prompt that
+      is kept takes memory, and without a kernel also time.
     turns: tokens of a chunk.
     refill: share of the active slots that must have ended before a chunk stops
       early for the queue.

@@ -2,8 +2,8 @@
 
 Decoding runs in compiled chunks of turns; between chunks candidates that have
 ended are handed out and their slots go to the next ones in the queue. Programs
-are compiled for shapes, not for work: slots and chunks are fixed, prompts and
-caches grow by doubling.
+are compiled for shapes, not for work: slots and chunks are fixed, the prompt
+store and the caches grow by doubling.
 
 A candidate's tokens depend on (seed, draw, candidate, position) and its prompt
 alone: not on the slot, on what else is being written, or on when it began.
@@ -77,7 +77,7 @@ class Engine:
     self.context = engine_config.context
     self._shape = engine_config
     B = engine_config.num_slots
-    P = engine_config.num_prompts or B // (engine_config.group or 1)
+    P = engine_config.num_prompts or B // (engine_config.group or 1)  # at most
     self._shards = 1
     if sharder.mesh is not None:
       split = sharder.mesh_axes(('batch',), (B,))[0]
@@ -87,7 +87,7 @@ class Engine:
         f'engine.num_prompts={P} must be a multiple of the {self._shards} '
         'devices that share the slots'
       )
-    self._num_slots, self._num_prompts = B, P
+    self._num_slots, self._num_prompts, self._most_prompts = B, P, P
     # Where a problem and its slots are chosen from together.
     self._pools = P if engine_config.group else self._shards
     self._run = programs_lib.jitted(
@@ -136,9 +136,11 @@ class Engine:
     self._open(queue)
     # By pool: free slots, free rows, problems with candidates to start.
     slots = np.arange(self._num_slots).reshape(self._pools, -1)
-    rows = np.arange(self._num_prompts).reshape(self._pools, -1)
     self._free = [collections.deque(x.tolist()) for x in slots]
-    self._rows = [collections.deque(x.tolist()) for x in rows]
+    self._rows = [
+      collections.deque(range(pool, self._num_prompts, self._pools))
+      for pool in range(self._pools)
+    ]
     self._waiting = [collections.deque() for _ in range(self._pools)]
     self._problems: dict[int, _Problem] = {}
     self._drafts = [None] * self._num_slots
@@ -185,8 +187,17 @@ class Engine:
     waiting = [p.request.draw for pool in self._waiting for p in pool]
     return draw in drafts or (draw not in self._given_up and draw in waiting)
 
-  def _open(self, requests: Iterable[Request]) -> None:
+  def _open(self, requests: collections.deque[Request]) -> None:
     """Empty slots, as wide as the first chunk needs."""
+    if self._shape.num_prompts is None and not self._shape.group:
+      # Those that fill the slots at first; candidates that are longer than the
+      # others keep as many again, often.
+      candidates = np.cumsum([len(r.candidates) for r in requests])
+      need = 1 + np.searchsorted(candidates, self._num_slots)
+      need = min(2 * int(need), len(requests))
+      self._num_prompts = min(
+        bucket(-(-need // self._shards), 1) * self._shards, self._most_prompts
+      )
     longest = max(len(r.read) for r in requests)
     self._positions = bucket(max(longest, self._shape.positions))
     self._columns = self._shape.columns or bucket(self._shape.turns)
@@ -224,7 +235,12 @@ class Engine:
         for pool in range(self._pools)
         if self._free[pool] and self._rows[pool]
       ]
-      if not queue or not able:
+      if not queue:
+        break
+      if not able:
+        if any(self._free) and self._num_prompts < self._most_prompts:
+          self._add_rows()
+          continue
         break
       pool = max(able, key=lambda pool: len(self._free[pool]))
       request = queue.popleft()
@@ -238,6 +254,7 @@ class Engine:
       self._waiting[pool].append(problem)
       opened.append(problem)
     self._prefill(opened)
+    orders['row_B'] = self._place(orders['row_B'])
     if orders['start_B'].any() or stopped:
       self._slots = self._run['order'](
         self._slots, self._prompts, programs_lib.Orders(**orders), self._seed
@@ -291,11 +308,26 @@ class Engine:
       for i, problem in enumerate(part):
         prompt = problem.request.read
         prompt_nS[i, : len(prompt)] = prompt
-        length_n[i], row_n[i] = len(prompt), problem.row
+        length_n[i], row_n[i] = len(prompt), self._place(problem.row)
       read = self._run['prefill'](self._params, prompt_nS, length_n)
       self._slots, self._prompts = self._run['admit'](
         self._slots, self._prompts, read, row_n
       )
+
+  def _place(self, row):
+    """Where a row is on the device; rows go round the pools."""
+    rows = self._num_prompts // self._pools
+    return row % self._pools * rows + row // self._pools
+
+  def _add_rows(self) -> None:
+    """Twice the rows in the prompt store, at most as many as slots."""
+    have = self._num_prompts
+    self._num_prompts = min(2 * have, self._most_prompts)
+    self._slots, self._prompts = self._run['add_rows'](
+      self._slots, self._prompts, self._num_prompts
+    )
+    for row in range(have, self._num_prompts):
+      self._rows[row % self._pools].append(row)
 
   def _make_room(self) -> None:
     """Columns for the next chunk: no slot may come round to its own first."""
@@ -377,5 +409,4 @@ class Engine:
     """Frees the row of a problem that nobody reads any more."""
     if not problem.live and not problem.waiting:
       del self._problems[problem.row]
-      pool = problem.row // (self._num_prompts // self._pools)
-      self._rows[pool].append(problem.row)
+      self._rows[problem.row % self._pools].append(problem.row)

@@ -391,6 +391,32 @@ class Programs:
       )
     )
 
+  def add_rows(
+    self, slots: Slots, prompts: Prompts, num_prompts: int
+  ) -> tuple[Slots, Prompts]:
+    """More rows in the prompt store, equally many on each device."""
+
+    def more(x, fill=0):
+      x = x.reshape(self.shards, -1, *x.shape[1:])
+      extra = num_prompts // self.shards - x.shape[1]
+      pads = [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2)
+      x = jnp.pad(x, pads, constant_values=fill)
+      return x.reshape(num_prompts, *x.shape[2:])
+
+    slots = dataclasses.replace(
+      slots,
+      caches=tuple(
+        dataclasses.replace(
+          c,
+          prompt_k_PKhS=more(c.prompt_k_PKhS),
+          prompt_v_PKSh=more(c.prompt_v_PKSh),
+        )
+        for c in slots.caches
+      ),
+      prompt_valid_PS=more(slots.prompt_valid_PS, True),
+    )
+    return self._placed(slots), self._placed(jax.tree.map(more, prompts))
+
 
 def _options(sharder: Sharder) -> dict:
   """Compiler options of a chunk."""
@@ -421,4 +447,5 @@ def jitted(programs: Programs) -> dict:
     # Nothing to donate: every result is larger than what it comes from.
     'widen': jax.jit(programs.widen, static_argnums=(1,)),
     'lengthen': jax.jit(programs.lengthen, static_argnums=(1,)),
+    'add_rows': jax.jit(programs.add_rows, static_argnums=(2,)),
   }

@@ -1,5 +1,6 @@
 """The engine against the one compiled program, whatever shares the slots."""
 
+import collections
 import dataclasses
 import functools
 
@@ -136,6 +137,25 @@ def test_nothing_moves_or_compiles_once_shapes_are_given():
     short = [dataclasses.replace(r, prompt=(5, 2)) for r in _requests()]
     assert len(list(other.run(short))) == P * N
   assert {name: other._run[name]._cache_size() for name in kept} == sizes
+
+
+@pytest.mark.parametrize('mesh', [None, dict(data=4, tensor=2)], ids=str)
+def test_rows_of_the_store_are_added(mesh):
+  """The first problem opens few rows; more come while it is written."""
+  sharder = Sharder() if mesh is None else Sharder(make_mesh(mesh))
+  first, *rest = _requests(candidates=[0, 1])
+  queue = collections.deque([first])
+  found, rows = [], []
+  with jax.enable_x64(True):
+    engine = served.engine(CONFIG, sharder, num_slots=8, turns=2)
+    for candidate in engine.run(queue):
+      if not found:
+        rows.append(engine._num_prompts)
+        queue.extend(rest)
+      found.append(candidate)
+  rows.append(engine._num_prompts)
+  _check(found, _wanted(), range(P), [0, 1])
+  assert rows == ([1, 8] if mesh is None else [4, 8])
 
 
 def test_budgets_and_limits_are_the_requests():

@@ -1,0 +1,1 @@
+"""What the sampler is worth on a CPU: `python -m tests.benchmarks.sampler`."""
