@@ -25,6 +25,7 @@ from metastone_jax.model import (
 from metastone_jax.parallel import Sharder
 from metastone_jax.sampling import rollout, slots, strategies
 from metastone_jax.sampling.config import SamplingConfig
+from metastone_jax.sampling.engine import growth
 from metastone_jax.sampling.slots import Records, Slots
 
 
@@ -342,80 +343,19 @@ class Programs:
     return model.score(feature_BCD[slot, turn][None, None])[0, 0]
 
   def widen(self, slots: Slots, columns: int) -> Slots:
-    """More columns; the oldest comes first."""
-    R = slots.own_valid_BR.shape[1]
-
-    def wider(x, axis):
-      x = jnp.roll(x, -slots.column, axis)
-      pads = [(0, 0)] * x.ndim
-      pads[axis] = (0, columns - R)
-      return jnp.pad(x, pads)
-
-    return self._placed(
-      dataclasses.replace(
-        slots,
-        column=jnp.asarray(R, jnp.int32),
-        caches=tuple(
-          dataclasses.replace(
-            c,
-            own_k_BKhR=wider(c.own_k_BKhR, 3),
-            own_v_BKRh=wider(c.own_v_BKRh, 2),
-          )
-          for c in slots.caches
-        ),
-        own_valid_BR=wider(slots.own_valid_BR, 1),
-      )
-    )
+    """More columns for every slot."""
+    return self._placed(growth.widen(slots, columns))
 
   def lengthen(self, slots: Slots, positions: int) -> Slots:
     """Longer rows in the prompt store."""
-    extra = positions - slots.prompt_valid_PS.shape[1]
-
-    def longer(x, axis):
-      pads = [(0, 0)] * x.ndim
-      pads[axis] = (0, extra)
-      return jnp.pad(x, pads)
-
-    return self._placed(
-      dataclasses.replace(
-        slots,
-        caches=tuple(
-          dataclasses.replace(
-            c,
-            prompt_k_PKhS=longer(c.prompt_k_PKhS, 3),
-            prompt_v_PKSh=longer(c.prompt_v_PKSh, 2),
-          )
-          for c in slots.caches
-        ),
-        prompt_valid_PS=longer(slots.prompt_valid_PS, 1),
-      )
-    )
+    return self._placed(growth.lengthen(slots, positions))
 
   def add_rows(
     self, slots: Slots, prompts: Prompts, num_prompts: int
   ) -> tuple[Slots, Prompts]:
     """More rows in the prompt store, equally many on each device."""
-
-    def more(x, fill=0):
-      x = x.reshape(self.shards, -1, *x.shape[1:])
-      extra = num_prompts // self.shards - x.shape[1]
-      pads = [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2)
-      x = jnp.pad(x, pads, constant_values=fill)
-      return x.reshape(num_prompts, *x.shape[2:])
-
-    slots = dataclasses.replace(
-      slots,
-      caches=tuple(
-        dataclasses.replace(
-          c,
-          prompt_k_PKhS=more(c.prompt_k_PKhS),
-          prompt_v_PKSh=more(c.prompt_v_PKSh),
-        )
-        for c in slots.caches
-      ),
-      prompt_valid_PS=more(slots.prompt_valid_PS, True),
-    )
-    return self._placed(slots), self._placed(jax.tree.map(more, prompts))
+    grown = growth.add_rows(slots, prompts, num_prompts, self.shards)
+    return self._placed(grown[0]), self._placed(grown[1])
 
 
 def _options(sharder: Sharder) -> dict:
