@@ -1,7 +1,7 @@
 """How launch.sample draws and chooses: its flags, and what they stand for."""
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from absl import flags
 
@@ -82,10 +82,11 @@ _MARKS = flags.DEFINE_multi_string(
 )
 _PRUNE_AT = flags.DEFINE_integer(
   'prune_at',
-  0,
-  "Tokens after which a problem's candidates are compared by their score so "
-  'far, again at twice as many, and so on; the worse ones are given up. 0 = '
-  'never.',
+  None,
+  'Give up candidates: those whose thinking has ended with a worse score than '
+  "another one's do not answer; and of those that still think, the worse ones "
+  'after so many tokens, twice as many, and so on (0 = none of these). '
+  'Default: every candidate is written to its end.',
 )
 _PRUNE_KEEP = flags.DEFINE_float(
   'prune_keep', 0.5, 'Share of them that goes on each time.'
@@ -241,9 +242,7 @@ class Drawing:
   @property
   def turns(self) -> int:
     """Tokens between two looks at the candidates."""
-    if not _PRUNE_AT.value:
-      return _TURNS.value
-    return min(_TURNS.value, _PRUNE_AT.value)
+    return min(_TURNS.value, _PRUNE_AT.value or _TURNS.value)
 
   def request(self, question: str, draw: int) -> Request:
     """A question as the engine takes it.
@@ -276,8 +275,8 @@ class Drawing:
       ):
         yield _elected(election)
       return
-    prune: Callable | None = None
-    if _PRUNE_AT.value:
+    prune = None
+    if _PRUNE_AT.value is not None:
       prune = Rejection(self.sampling, _PRUNE_AT.value, _PRUNE_KEEP.value)
     yield from best_of(
       engine,

@@ -23,12 +23,15 @@ from metastone_jax.sampling.engine import (
   Candidate,
   Engine,
   EngineConfig,
+  Rejection,
   Request,
   SearchConfig,
   best_of,
   search,
+  vote,
 )
-from metastone_jax.tasks import score_responses
+from metastone_jax.tasks import last_boxed, score_responses
+from metastone_jax.tasks.base import final_answer_text
 from metastone_jax.training import loop
 from metastone_jax.training.loop.heldout import DRAW_OFFSET
 
@@ -82,17 +85,17 @@ class Bench:
       params = pretrained.load(
         self.setup.model_config, self.setup.sharder, step=step, verified=True
       )
-    self.engine = Engine(
-      self.setup.decode_params(params),
-      recipe.seed,
-      model_config=self.setup.model_config,
-      config=dataclasses.replace(
-        self.setup.evaluation_sampling, aggregator=args.aggregator
-      ),
-      engine_config=EngineConfig(num_slots=args.slots, turns=args.turns),
-      sharder=self.setup.hosts.local,
+    self._params = self.setup.decode_params(params)
+    self._aggregator, self._turns = args.aggregator, args.turns
+    self.engine = self.engine_of(args.slots)
+    sampler = loop.Sampler.build(
+      self.setup,
+      self.engine.config,
+      problems=args.problems,
+      samples=args.k,
+      slots=args.slots,
     )
-    evaluator = loop.Evaluator(self.setup, 1, 1)
+    evaluator = loop.Evaluator(self.setup, sampler)
     self.problems, prompt_PS, length_P = evaluator.batch(
       args.task, args.problems
     )
@@ -101,6 +104,19 @@ class Bench:
       for prompt, length in zip(prompt_PS, length_P, strict=True)
     ]
     self.k, self.shape = args.k, (args.problems, args.draws)
+
+  def engine_of(self, slots: int) -> Engine:
+    """An engine with so many slots."""
+    return Engine(
+      self._params,
+      self.setup.recipe.seed,
+      model_config=self.setup.model_config,
+      config=dataclasses.replace(
+        self.setup.evaluation_sampling, aggregator=self._aggregator
+      ),
+      engine_config=EngineConfig(num_slots=slots, turns=self._turns),
+      sharder=self.setup.hosts.local,
+    )
 
   def requests(self) -> list[Request]:
     """Every problem, R times, with randomness of its own each time."""
@@ -126,6 +142,15 @@ class Bench:
       self.setup.mixture.tasks, [self.problems[problem]], texts, finished
     )
     return (scores.reward_B > 0.5) & finished, scores.answer_id_B
+
+  def answer_of(self, candidate: Candidate) -> str | None:
+    """What it votes for; nothing where it was cut off."""
+    if not candidate.finished:
+      return None
+    text = self.setup.tokenizer.decode(candidate.token_R.tolist())
+    answer = final_answer_text(self.setup.chat.canonical(text))
+    box = None if answer is None else last_boxed(answer)
+    return None if box is None else ''.join(box.split())
 
   def cost(self, request: Request, candidates) -> np.ndarray:
     """(drawn, read, FLOPs) of responses behind one prompt."""
@@ -176,9 +201,47 @@ def guided(bench: Bench) -> Iterator[Row]:
       yield row
 
 
+def pruned(bench: Bench) -> Iterator[Row]:
+  """Best of k, hopeless candidates given up (`Rejection`)."""
+  for first, keep in ((0, 0.5), (8, 0.5), (16, 0.5), (20, 0.5), (20, 0.25)):
+    name = f'best of {bench.k}, beaten traces not answered'
+    if first:
+      name += f', {keep:.0%} kept at {first} tokens'
+    row = Row.zeros(name, bench)
+    prune = Rejection(bench.engine.config, first, keep)
+    for answer in best_of(bench.engine, bench.requests(), prune=prune):
+      place = bench.place(answer.request)
+      right_N, _ = bench.verify(place[0], answer.candidates)
+      cost = answer.tokens, len(answer.request.read), answer.flops
+      _put(row, place, right_N[answer.best], cost)
+    yield row
+
+
+def voted(bench: Bench) -> Iterator[Row]:
+  """Votes, to their end and until they are decided.
+
+  With a quarter of a problem's candidates at a time: what has not begun when
+  the vote is decided costs nothing.
+  """
+  engine = bench.engine_of(max(1, bench.k // 4))
+  for kind in ('majority', 'weighted'):
+    for early in (False, True):
+      how = 'until decided' if early else 'to the end'
+      row = Row.zeros(f'{kind} vote of {bench.k}, {how}', bench)
+      for election in vote(
+        engine, bench.requests(), bench.answer_of, kind=kind, early_stop=early
+      ):
+        place = bench.place(election.request)
+        right_N, _ = bench.verify(place[0], election.candidates)
+        answered = election.answer is not None
+        cost = election.tokens, len(election.request.read), election.flops
+        _put(row, place, answered and right_N[election.best], cost)
+      yield row
+
+
 # Each gives one row or several; best of k, which the others are compared with,
 # comes first.
-STRATEGIES = (independent, guided)
+STRATEGIES = (independent, pruned, voted, guided)
 
 
 def _points(interval, sign: str = '') -> str:
@@ -200,8 +263,12 @@ def main() -> None:
     '--aggregator', default='geometric', choices=sprm.AGGREGATORS
   )
   parser.add_argument('--slots', type=int, default=128)
-  parser.add_argument('--turns', type=int, default=8)
-  bench = Bench(parser.parse_args())
+  parser.add_argument('--turns', type=int, default=4)
+  parser.add_argument(
+    '--only', default='', help='names of strategies, beside best of k'
+  )
+  args = parser.parse_args()
+  bench = Bench(args)
   print(
     f'{bench.shape[0]} held-out problems, each answered {bench.shape[1]} times'
   )
@@ -210,7 +277,10 @@ def main() -> None:
     ' MFLOPs |\n| --- | --- | --- | --- | --- | --- |'
   )
   reference = None
+  chosen = args.only.split(',') if args.only else None
   for strategy in STRATEGIES:
+    if chosen and strategy.__name__ not in ('independent', *chosen):
+      continue
     started = time.monotonic()
     for row in strategy(bench):
       correct_P = row.correct_PR.mean(axis=1)

@@ -22,7 +22,7 @@ from metastone_jax.sampling.engine.candidates import (
   by_draw,
   flops,
 )
-from metastone_jax.sampling.engine.engine import Engine
+from metastone_jax.sampling.engine.engine import Engine, Prune
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def best_of(
   *,
   form: str = 'complete',
   answer_length: int = 0,
-  prune: Callable[[list[Draft]], list[Draft]] | None = None,
+  prune: Prune | None = None,
   stop: Callable[[Draft], int | None] | None = None,
 ) -> Iterator[Answer]:
   """Answers in the order in which they are ready.

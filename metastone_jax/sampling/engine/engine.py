@@ -43,6 +43,10 @@ class _Problem:
   live: int = 0
 
 
+# Candidates that are being written, those that just ended -> those to give up.
+Prune = Callable[[list[Draft], list[Candidate]], list[Draft]]
+
+
 class Engine:
   """Serves requests with one set of weights.
 
@@ -109,7 +113,7 @@ class Engine:
   def run(
     self,
     requests: Iterable[Request] | collections.deque[Request],
-    prune: Callable[[list[Draft]], list[Draft]] | None = None,
+    prune: Prune | None = None,
     stop: Callable[[Draft], int | None] | None = None,
   ) -> Iterator[Candidate]:
     """Candidates in the order in which they end.
@@ -117,8 +121,8 @@ class Engine:
     Args:
       requests: served in this order. Of a deque they are taken one by one, so
         whoever iterates may add more.
-      prune: called between chunks with the candidates that are being written;
-        those that it returns are given up.
+      prune: called between chunks with the candidates that are being written
+        and those that ended in the last one; which of the former to give up.
       stop: called with a candidate that has new tokens; how many of its tokens
         to keep if it ends there, else None. See `StopStrings`.
 
@@ -156,9 +160,12 @@ class Engine:
       self._make_room()
       # Slots whose candidate the host ends; the device does not know yet.
       stopped = []
-      yield from self._chunk(live - enough, stop, stopped)
+      ended = []
+      for candidate in self._chunk(live - enough, stop, stopped):
+        ended.append(candidate)
+        yield candidate
       drafts = [draft for draft in self._drafts if draft is not None]
-      pruned = {id(draft) for draft in prune(drafts)} if prune else set()
+      pruned = {id(draft) for draft in prune(drafts, ended)} if prune else set()
       for slot, draft in enumerate(self._drafts):
         if draft is None:
           continue

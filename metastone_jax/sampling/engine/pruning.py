@@ -1,9 +1,12 @@
 """Pruning by the running score: hopeless candidates give their slots away.
 
-Speculative rejection (Sun et al. 2024) with the head's own scores: when all of
-a problem's candidates that are still written have reached a milestone, the
-worst of them are given up. Milestones double, so a long answer is judged a few
-times only.
+Two rules, both by the head's own scores:
+
+- A trace that is closed has its final score. Where another one of the problem
+  has a better one, its answer will not be read, so it is not written.
+- Speculative rejection (Sun et al. 2024): when all of a problem's candidates
+  that still think have reached a milestone, the worst of them are given up.
+  Milestones double, so a long answer is judged a few times only.
 """
 
 import dataclasses
@@ -12,7 +15,11 @@ import numpy as np
 
 from metastone_jax.errors import UserError
 from metastone_jax.sampling.config import SamplingConfig
-from metastone_jax.sampling.engine.candidates import Draft, score_of
+from metastone_jax.sampling.engine.candidates import (
+  Candidate,
+  Draft,
+  score_of,
+)
 
 
 @dataclasses.dataclass
@@ -21,39 +28,72 @@ class Rejection:
 
   Attributes:
     config: of the engine.
-    first: tokens at the first milestone; the next is at twice as many.
+    first: tokens at the first milestone; the next is at twice as many. 0 = no
+      milestones, closed traces only.
     keep: share of a problem's candidates that survive each milestone.
-    least: candidates of a problem that always survive.
+    least: candidates of a problem that always survive one.
   """
 
   config: SamplingConfig
-  first: int
+  first: int = 0
   keep: float = 0.5
   least: int = 1
   _next: dict[int, int] = dataclasses.field(default_factory=dict)
+  # The best score of a response that ended by itself, by draw index.
+  _best: dict[int, float] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
-    if self.first < 1 or not 0 < self.keep < 1 or self.least < 1:
+    if self.first < 0 or not 0 < self.keep < 1 or self.least < 1:
       raise UserError(
-        f'pruning needs first >= 1, 0 < keep < 1 and least >= 1: got '
+        f'pruning needs first >= 0, 0 < keep < 1 and least >= 1: got '
         f'first={self.first}, keep={self.keep}, least={self.least}'
       )
 
-  def __call__(self, drafts: list[Draft]) -> list[Draft]:
+  def __call__(
+    self, drafts: list[Draft], ended: list[Candidate]
+  ) -> list[Draft]:
     """The candidates to give up now."""
+    for candidate in ended:
+      if candidate.finished:
+        draw = candidate.request.draw
+        best = self._best.get(draw, -np.inf)
+        self._best[draw] = max(best, candidate.score)
     problems: dict[int, list[Draft]] = {}
     for draft in drafts:
       problems.setdefault(draft.request.draw, []).append(draft)
     given_up = []
     for draw, group in problems.items():
-      milestone = self._next.setdefault(draw, self.first)
-      if min(draft.drawn for draft in group) < milestone:
-        continue
-      self._next[draw] = 2 * milestone
-      ranked = sorted(group, key=self.running_score, reverse=True)
-      stay = max(self.least, int(np.ceil(self.keep * len(group))))
-      given_up += ranked[stay:]
+      closed = [draft for draft in group if self._closed(draft)]
+      given_up += self._beaten(draw, closed)
+      given_up += self._worst(draw, [d for d in group if d not in closed])
     return given_up
+
+  def _closed(self, draft: Draft) -> bool:
+    """Its thinking has ended, and with it its score."""
+    if draft.request.ends != 'response':
+      return False
+    end = self.config.think_end_id
+    return end in draft.request.written or end in draft.token_R
+
+  def _beaten(self, draw: int, closed: list[Draft]) -> list[Draft]:
+    """All but the first of the best; none where a finished one is as good."""
+    ranked = sorted(closed, key=self.running_score, reverse=True)
+    best = self._best.get(draw, -np.inf)
+    if ranked and self.running_score(ranked[0]) > best:
+      return ranked[1:]
+    return ranked
+
+  def _worst(self, draw: int, thinking: list[Draft]) -> list[Draft]:
+    """Those that do not survive a milestone, if they have reached one."""
+    milestone = self._next.setdefault(draw, self.first)
+    if not thinking or not milestone:
+      return []
+    if min(draft.drawn for draft in thinking) < milestone:
+      return []
+    self._next[draw] = 2 * milestone
+    ranked = sorted(thinking, key=self.running_score, reverse=True)
+    stay = max(self.least, int(np.ceil(self.keep * len(thinking))))
+    return ranked[stay:]
 
   def running_score(self, draft: Draft) -> float:
     """Of the steps so far; of the last position where there is no mark yet."""

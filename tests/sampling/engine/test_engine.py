@@ -214,7 +214,8 @@ def test_pruned_candidates_are_handed_out_as_they_are():
   wanted = _wanted()
   given_up = []
 
-  def prune(drafts):
+  def prune(drafts, ended):
+    del ended
     chosen = [d for d in drafts if d.number == 2 and d.drawn >= 3]
     given_up.extend((d.request.draw, d.number) for d in chosen)
     return chosen
