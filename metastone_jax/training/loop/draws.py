@@ -23,6 +23,8 @@ from metastone_jax.training.loop.setup import Setup
 
 # Tokens of a chunk; a response that is hardly longer is one chunk.
 _TURNS, _WHOLE = 32, 64
+# Chunks of the longest response, at least, where others need not wait for it.
+_PARTS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Sampler:
     problems: int,
     samples: int,
     slots: int | None = None,
+    partial: bool = False,
   ) -> 'Sampler':
     """A sampler for a host's share of problems.
 
@@ -59,11 +62,15 @@ class Sampler:
       problems: that are drawn together, usually.
       samples: responses to each, usually.
       slots: responses that are drawn at a time; None = as the recipe says.
+      partial: responses may go on from tokens that are written, each with a
+        prompt of its own.
     """
     responses = problems * samples
     slots = min(slots or setup.recipe.sampling.num_slots(responses), responses)
     devices = setup.hosts.local.num_parts('batch')
-    if slots == responses:
+    if partial:
+      slots, prompts, group = _multiple(slots, devices), None, 0
+    elif slots == responses:
       # All start at once: every problem has its own slots.
       slots = _multiple(problems, devices) * samples
       prompts, group = None, samples
@@ -72,6 +79,9 @@ class Sampler:
       prompts = _multiple(min(slots, 2 * -(-slots // samples)), devices)
       slots, group = _multiple(slots, devices), 0
     longest = config.max_response_length
+    turns = longest if longest <= _WHOLE else _TURNS
+    if partial:  # Between chunks it is seen that enough is complete.
+      turns = min(turns, -(-longest // _PARTS))
     return cls(
       setup,
       config,
@@ -79,7 +89,7 @@ class Sampler:
         num_slots=slots,
         num_prompts=prompts,
         group=group,
-        turns=longest if longest <= _WHOLE else _TURNS,
+        turns=turns,
         positions=setup.recipe.data.max_prompt_length,
         columns=longest,
       ),
