@@ -10,13 +10,14 @@ import dataclasses
 import numpy as np
 
 from metastone_jax import policy, sprm
-from metastone_jax.data import assemble_rows
+from metastone_jax.data import ProblemDataset, assemble_rows
 from metastone_jax.parallel import distributed
 from metastone_jax.tasks import score_responses
 from metastone_jax.telemetry import Stopwatch
-from metastone_jax.training.loop.draws import Sampler, requests
+from metastone_jax.training.loop.draws import Sampler, requests, stack
 from metastone_jax.training.loop.recipe import PhaseConfig
 from metastone_jax.training.loop.setup import Setup
+from metastone_jax.training.loop.unfinished import Group, go_on
 
 Rows = dict[str, np.ndarray]
 
@@ -121,12 +122,79 @@ def collect(
   with watch('rollout'):
     drawn = sampler.rollout(params, wanted)
   with watch('verify'):
-    return _assemble(
-      setup, phase, problems, prompt_PS, length_P, drawn, first_draw
+    index_P = np.arange(len(problems)) + first_draw
+    return _assemble(setup, phase, problem_batch, drawn, index_P)
+
+
+def new_groups(
+  problems: ProblemDataset, first: int, count: int, samples: int
+) -> list[Group]:
+  """Groups of which nothing is written.
+
+  Args:
+    problems: the data set.
+    first: global index of the first.
+    count: how many; may be 0.
+    samples: responses to each.
+  """
+  found = []
+  for index in range(first, first + count):
+    _, prompt_PS, length_P = _problem(problems, index)
+    (request,) = requests(prompt_PS, length_P, [index % 2**31], samples)
+    found.append(Group.new(index, request))
+  return found
+
+
+def _problem(problems: ProblemDataset, index: int):
+  return problems.batch_at(problems.advance(problems.start(), index), 1)
+
+
+def collect_partial(
+  setup: Setup,
+  sampler: Sampler,
+  params,
+  phase: PhaseConfig,
+  problems: ProblemDataset,
+  groups: list[Group],
+  needed: int,
+  watch: Stopwatch,
+) -> tuple[Collected, list[Group]]:
+  """As `collect`, of the groups that are complete first.
+
+  Args:
+    setup: of the run.
+    sampler: draws of training, built for partial rollouts.
+    params: current parameters, on the mesh of all devices.
+    phase: batch words and objective.
+    problems: the data set.
+    groups: this host's, the unfinished ones of the last step among them.
+    needed: groups of them that this host's share of an update takes.
+    watch: gets time/rollout and time/verify.
+
+  Returns:
+    Rows and metrics of `needed` groups, and the groups for the next step.
+  """
+  old = {group.index: group.tokens for group in groups}
+  with watch('rollout'):
+    done, left = go_on(sampler.engine(params), groups, needed)
+    drawn = stack(
+      [candidate for group in done for candidate in group.candidates],
+      len(done),
+      sampler.config,
     )
+  with watch('verify'):
+    index_P = np.array([group.index for group in done])
+    batches = [_problem(problems, index) for index in index_P]
+    batch = (
+      [problem for batch in batches for problem in batch[0]],
+      *(np.concatenate([batch[i] for batch in batches]) for i in (1, 2)),
+    )
+    old_PN = np.stack([old[index] for index in index_P])
+    return _assemble(setup, phase, batch, drawn, index_P, old_PN), left
 
 
-def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
+def _assemble(setup, phase, problem_batch, drawn, index_P, old_PN=None):
+  problems, prompt_PS, length_P = problem_batch
   P, N = drawn.length_PN.shape
   B, R = P * N, drawn.token_PNR.shape[-1]
   token_BR = drawn.token_PNR.reshape(B, R)
@@ -163,7 +231,9 @@ def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
     T,
     pad_id=setup.tokenizer.pad_id,
   )
-  rows = base_rows(tokens_BT, prompt_length_B + length_B, first_draw * N)
+  rows = base_rows(tokens_BT, prompt_length_B + length_B, 0)
+  row_PN = index_P[:, None] * N + np.arange(N)
+  rows['row_B'] = row_PN.reshape(B).astype(np.uint32)
 
   def on_rows(value_BR, dtype):
     """Response index r -> predicting position prompt_length - 1 + r."""
@@ -193,6 +263,7 @@ def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
     'score_weight_B': scores.score_weight_B,
   }
   names = sorted(setup.recipe.data.tasks)
+  old = {} if old_PN is None else {'old': old_PN.reshape(B)}
   found = distributed.all_gather(
     {
       'reward': reward_B,
@@ -206,6 +277,7 @@ def _assemble(setup, phase, problems, prompt_PS, length_P, drawn, first_draw):
       'marks': drawn.step_mask_PNR.sum(-1).reshape(B),
       'score': drawn.score_PN.reshape(B).astype(np.float64),
       'task': np.repeat([names.index(p.task) for p in problems], N),
+      **old,
     }
   )
   return Collected(
@@ -241,6 +313,10 @@ def _metrics(
     'score/auc_across': sprm.auc(score_B, correct_B),
     'score/gap': sprm.score_gap(score_B, correct_B),
   }
+  if 'old' in found:  # of earlier policies
+    metrics['rollout/old_tokens'] = float(
+      found['old'].sum() / found['length'].sum()
+    )
   for name, chosen in (('correct', correct_B), ('wrong', ~correct_B)):
     if chosen.any():
       metrics[f'score/mean_{name}'] = float(score_B[chosen].mean())

@@ -23,6 +23,8 @@ from metastone_jax.training.loop.setup import Setup
 
 # Tokens of a chunk; a response that is hardly longer is one chunk.
 _TURNS, _WHOLE = 32, 64
+# Chunks of the longest response, at least, where others need not wait for it.
+_PARTS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Sampler:
     problems: int,
     samples: int,
     slots: int | None = None,
+    partial: bool = False,
   ) -> 'Sampler':
     """A sampler for a host's share of problems.
 
@@ -59,6 +62,8 @@ class Sampler:
       problems: that are drawn together, usually.
       samples: responses to each, usually.
       slots: responses that are drawn at a time; None = as the recipe says.
+      partial: responses may go on from tokens that are written, each with a
+        prompt of its own.
     """
     draw, data = setup.recipe.sampling, setup.recipe.data
     return cls(
@@ -71,6 +76,7 @@ class Sampler:
         devices=setup.hosts.local.num_parts('batch'),
         positions=data.max_prompt_length,
         columns=config.max_response_length,
+        partial=partial,
       ),
     )
 
@@ -118,6 +124,7 @@ def engine_shape(
   devices: int,
   positions: int,
   columns: int,
+  partial: bool = False,
 ) -> EngineConfig:
   """The engine that draws a host's share of problems.
 
@@ -128,10 +135,13 @@ def engine_shape(
     devices: that share the slots: all have equally many slots and prompts.
     positions: of the longest prompt.
     columns: of the longest response.
+    partial: see `Sampler.build`.
   """
   responses = problems * samples
   slots = min(slots, responses)
-  if slots == responses:
+  if partial:
+    slots, prompts, group = _multiple(slots, devices), None, 0
+  elif slots == responses:
     # All start at once: every problem has its own slots.
     slots = _multiple(problems, devices) * samples
     prompts, group = None, samples
@@ -139,11 +149,14 @@ def engine_shape(
     # Problems whose last responses are long must not keep slots from others.
     prompts = _multiple(min(slots, 2 * -(-slots // samples)), devices)
     slots, group = _multiple(slots, devices), 0
+  turns = columns if columns <= _WHOLE else _TURNS
+  if partial:  # Between chunks it is seen that enough is complete.
+    turns = min(turns, -(-columns // _PARTS))
   return EngineConfig(
     num_slots=slots,
     num_prompts=prompts,
     group=group,
-    turns=columns if columns <= _WHOLE else _TURNS,
+    turns=turns,
     positions=positions,
     columns=columns,
   )

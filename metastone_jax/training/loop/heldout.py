@@ -9,9 +9,7 @@ problems on its own devices, and all get all results.
 
 import dataclasses
 import itertools
-import json
 import time
-import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -126,7 +124,9 @@ class Evaluator:
     samples, texts, ids, seconds = self._draw(
       params, task, num_problems, num_samples, progress, pause
     )
-    responses = _gather_json([texts, ids if keep_token_ids else None])
+    responses = distributed.gather_json(
+      [texts, ids if keep_token_ids else None]
+    )
     texts_PN = np.empty((num_problems, num_samples), object)
     all_ids = []
     first = 0
@@ -227,19 +227,3 @@ class Evaluator:
       **{f'{name}_PN': x[:num_problems] for name, x in found.items()},
     )
     return samples, texts, ids, seconds
-
-
-def _gather_json(value) -> list:
-  """A JSON value (arrays as lists) of every host, by host."""
-  if not distributed.several():
-    return [value]
-  text = json.dumps(value, default=lambda x: x.tolist())
-  packed = np.frombuffer(zlib.compress(text.encode()), np.uint8)
-  sizes = distributed.all_gather(np.array([len(packed)]))
-  padded = np.zeros(max(sizes), np.uint8)
-  padded[: len(packed)] = packed
-  pieces = distributed.all_gather(padded).reshape(len(sizes), -1)
-  return [
-    json.loads(zlib.decompress(piece[:size].tobytes()))
-    for piece, size in zip(pieces, sizes, strict=True)
-  ]

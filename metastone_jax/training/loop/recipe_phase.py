@@ -52,6 +52,14 @@ class PhaseConfig:
       gradient (DAPO overlong filtering): a cut answer says little about its
       thinking. They stay in their group's mean and std. The score loss leaves
       them out with or without this (SPEC 6).
+    partial_rollouts: prompts that are drawn beyond prompts_per_step, so that a
+      step need not wait for its longest responses: it ends when
+      prompts_per_step groups are complete, and the next one goes on with the
+      others. Their first tokens then come from earlier policies, whose sampler
+      log-probs they keep: set objective_options.importance_truncation. Which
+      groups a step gets depends on how many hosts and slots there are. A
+      response that goes on is read again, into a prompt cache as long as it.
+      0 = off.
     score_coefficient: weight of the score loss; 0 = off.
     score_loss: 'spr', 'bce' or 'soft'.
     score_gradient_scale: of the score loss into the backbone.
@@ -83,6 +91,7 @@ class PhaseConfig:
   drop_zero_variance: bool = False
   overlong_buffer: int = 0
   mask_truncated: bool = False
+  partial_rollouts: int = 0
   score_coefficient: float = 1.0
   score_loss: str = 'spr'
   score_gradient_scale: float = 1e-4
@@ -109,6 +118,11 @@ class PhaseConfig:
       raise UserError(
         f'{where}.updates_per_rollout={self.updates_per_rollout} must divide '
         f'prompts_per_step={self.prompts_per_step}'
+      )
+    if not 0 <= self.partial_rollouts <= self.prompts_per_step:
+      raise UserError(
+        f'{where}.partial_rollouts={self.partial_rollouts} must be between 0 '
+        f'(off) and prompts_per_step={self.prompts_per_step}'
       )
     if not self.prompts_per_step and (
       self.policy_coefficient or self.score_coefficient

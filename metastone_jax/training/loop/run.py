@@ -36,6 +36,7 @@ from metastone_jax.training.loop.batches import (
 from metastone_jax.training.loop.draws import Sampler
 from metastone_jax.training.loop.heldout import Evaluator
 from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
+from metastone_jax.training.loop.rollouts import Rollouts
 from metastone_jax.training.loop.schedule import learning_rates
 from metastone_jax.training.loop.setup import Setup
 from metastone_jax.training.loop.stages import Interrupted, Stages
@@ -60,10 +61,11 @@ class Run:
     self.demonstrations = None
     if any(phase.demonstrations_per_step for phase in recipe.phases):
       self.demonstrations = self.setup.demonstrations()
-    self.problems = self.setup.problems('train')
+    self.rollouts = Rollouts(self.setup)
     widest = max(recipe.phases, key=lambda phase: phase.rollouts_per_step)
     # Prompts that are too long are refused now, not after the warm-up.
-    self.problems.batch_at(self.problems.start(), widest.prompts_per_step or 1)
+    problems = self.rollouts.problems
+    problems.batch_at(problems.start(), widest.prompts_per_step or 1)
     # Before anything is written: a start that is refused leaves no folder.
     self._start_params = None
     if not (workdir / 'config.json').exists():
@@ -119,7 +121,7 @@ class Run:
     self.demonstration_position = None
     if self.demonstrations is not None:
       self.demonstration_position = self.demonstrations.start()
-    self.problem_position = self.problems.start()
+    self.rollouts.fresh()
     self.reference = None
     params, self._start_params = self._start_params, None
     self.state = state_lib.init_state(
@@ -153,7 +155,7 @@ class Run:
       self.demonstration_position = DataPosition.from_json(
         extra['demonstration_position']
       )
-    self.problem_position = DataPosition.from_json(extra['problem_position'])
+    self.rollouts.restore(extra, self.recipe.phases[self.phase_index])
     self.seconds = dict(extra['seconds'])
     self.writer.restore(extra['metrics'])
     logging.info('resumed from checkpoint step %d', step)
@@ -170,7 +172,7 @@ class Run:
       'phase': self.recipe.phases[self.phase_index].name,
       'demonstration_position': self.demonstration_position
       and self.demonstration_position.to_json(),
-      'problem_position': self.problem_position.to_json(),
+      **self.rollouts.state(self.recipe.phases[self.phase_index]),
       'has_reference': self.reference is not None,
       'metrics': self.writer.state(),
       'config': folder.config_dict(self.recipe),
@@ -202,16 +204,6 @@ class Run:
       self.reference = jax.jit(
         lambda tree: jax.tree.map(lambda x: jnp.array(x, dtype), tree)
       )(self.state['params'])
-
-  def sampler(self, phase: PhaseConfig) -> Sampler:
-    """This host's draws in a phase."""
-    share = self.setup.hosts.share(phase.prompts_per_step, 'prompts_per_step')
-    return Sampler.build(
-      self.setup,
-      self.setup.train_sampling,
-      problems=share.stop - share.start,
-      samples=phase.samples_per_prompt,
-    )
 
   def programs(self, phase: PhaseConfig):
     """The update and log-prob programs of a phase."""
@@ -271,19 +263,11 @@ class Run:
     rows = None
     if phase.prompts_per_step:
       self.progress.status('rollout')
-      share = self.setup.hosts.share(phase.prompts_per_step, 'prompts_per_step')
-      mine = self.problems.advance(self.problem_position, share.start)
-      collected = collect_lib.collect(
-        self.setup,
-        self.sampler(phase),
-        self.state['params'],
+      collected = self.rollouts.collect(
         phase,
-        self.problems.batch_at(mine, share.stop - share.start),
-        self.problems.global_index(mine),
+        self.state['params'],
         watch,
-      )
-      self.problem_position = self.problems.advance(
-        self.problem_position, phase.prompts_per_step
+        last=self.phase_step == phase.steps - 1,
       )
       metrics |= collected.metrics
       tokens += collected.tokens + int(collected.row_length_B.sum())
@@ -334,8 +318,14 @@ class Run:
     """Adds old and reference log-probs; drops fields no term reads."""
     rows = dict(collected.rows)
     several = phase.updates_per_rollout > 1
-    if several or phase.score_loss == 'bce' or not phase.score_coefficient:
-      # Off-policy after the first mini-batch: the update computes them fresh.
+    if (
+      several
+      or phase.partial_rollouts
+      or phase.score_loss == 'bce'
+      or not phase.score_coefficient
+    ):
+      # Off-policy after the first mini-batch, or before this step: the update
+      # computes them fresh.
       del rows['step_logit_BT']
     if not phase.policy_coefficient:
       for name in ('policy_mask_BT', 'advantage_B', 'sampler_log_prob_BT'):

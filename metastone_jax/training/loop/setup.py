@@ -100,6 +100,9 @@ class Setup:
       hosts.share(
         phase.prompts_per_step, f'phases.{phase.name}.prompts_per_step'
       )
+      hosts.share(
+        phase.partial_rollouts, f'phases.{phase.name}.partial_rollouts'
+      )
       plan = RowPlan.of(phase, data, sharder)
       piece = plan.rows_per_microbatch
       if piece % rows:

@@ -112,8 +112,8 @@ def variants(tmp_path_factory):
 
   def write(request):
     """Answers of every kind, so that every term has something to do."""
-    problems, _, _ = run.problems.batch_at(run.problem_position, 4)
-    p = request.draw - run.problems.global_index(run.problem_position)
+    problems, _, _ = run.rollouts.problems.batch_at(run.rollouts.position, 4)
+    p = request.draw - run.rollouts.problems.global_index(run.rollouts.position)
     kinds = ('right', 'wrong', 'unparsed', 'cut')
     texts = [
       # The first group has one reward: all wrong, of one length.
@@ -122,7 +122,7 @@ def variants(tmp_path_factory):
     ]
     return parts.rollout(run.setup, [texts], draw)
 
-  run.sampler = lambda phase: parts.FakeSampler(run.setup, write)
+  run.rollouts.sampler = lambda phase: parts.FakeSampler(run.setup, write)
   run.fresh()
   found = {}
   asked = []
@@ -152,7 +152,7 @@ def variants(tmp_path_factory):
       ],
       tokens=tokens,
       rows=asked[-1].rows,
-      problems=run.problem_position.index,
+      problems=run.rollouts.position.index,
       demonstrations=run.demonstration_position.index,
     )
   run.close()
