@@ -20,16 +20,16 @@ import numpy as np
 
 from tests.benchmarks.sampler import peers, timing, work
 
-SIZES = ('small',)
+SIZES = ('small', 'wide')
 LARGER = ('medium',)
 SCRIPTS = pathlib.Path(__file__).parent
 
 
-def works(model: str) -> tuple[work.Work, work.Work]:
+def works(model: str, problems: int) -> tuple[work.Work, work.Work]:
   """Equal lengths, ends at random."""
   return (
     work.Work(model, 4, 8, 128, 128, 32),
-    work.Work(model, 16, 8, 128, 256, 32, ends=64, temperature=1.0),
+    work.Work(model, problems, 8, 128, 256, 32, ends=64, temperature=1.0),
   )
 
 
@@ -88,18 +88,25 @@ def _compare(
 
 def _report_same(name: str, ours: work.Drawn, theirs: work.Drawn) -> None:
   tokens, whole = agreement(ours, theirs)
-  line = f'  {name}: {100 * tokens:.2f} % of greedy tokens are ours'
-  both = [key for key in ours if np.array_equal(ours[key][0], theirs[key][0])]
-  gaps = [abs(ours[key][1] - theirs[key][1]) for key in both]
-  if gaps and np.isfinite(gaps).all():
-    line += f', scores of equal responses within {max(gaps):.1e}'
-  print(f'{line} ({100 * whole:.0f} % of responses)', flush=True)
+  print(
+    f'  {name}: {100 * tokens:.2f} % of greedy tokens are ours, '
+    f'{100 * whole:.0f} % of responses throughout'
+  )
+  pairs = [
+    (ours[key][1], theirs[key][1])
+    for key in ours
+    if np.array_equal(ours[key][0], theirs[key][0])
+  ]
+  if pairs and np.isfinite(pairs).all():
+    gap = max(abs(a - b) for a, b in pairs)
+    scored = sum(a > 0 for a, _ in pairs)
+    print(f'    scores of these within {gap:.1e}, {scored} of them with marks')
 
 
-def _all(name, command, forms, repeats, sizes) -> None:
+def _all(name, command, forms, repeats, larger, problems) -> None:
   with tempfile.TemporaryDirectory() as folder:
-    for model in sizes:
-      for one in works(model):
+    for model in SIZES + LARGER * larger:
+      for one in works(model, problems):
         _compare(name, command, forms, one, repeats, pathlib.Path(folder))
 
 
@@ -113,7 +120,7 @@ def tunix(repeats: int, python: str, larger: bool) -> None:
     print('  not run: give --tunix_python, a Python with google-tunix')
     return
   command = (python, str(SCRIPTS / 'peer_tunix.py'))
-  _all('tunix', command, ('slots', 'all'), repeats, SIZES + LARGER * larger)
+  _all('tunix', command, ('slots', 'all'), repeats, larger, problems=16)
 
 
 def transformers(repeats: int, larger: bool) -> None:
@@ -124,10 +131,5 @@ def transformers(repeats: int, larger: bool) -> None:
     'pass'
   )
   command = (sys.executable, str(SCRIPTS / 'peer_transformers.py'))
-  _all(
-    'transformers',
-    command,
-    ('released', 'batched'),
-    repeats,
-    SIZES + LARGER * larger,
-  )
+  forms = ('released', 'batched')
+  _all('transformers', command, forms, repeats, larger, problems=8)

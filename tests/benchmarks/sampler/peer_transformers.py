@@ -4,16 +4,18 @@ Two forms:
 
 - `released`: the steps of the released pipeline (SPEC 6). One problem at a
   time, two samples a call of `generate`; then every text goes one at a time
-  through a second copy of the model, with all hidden states and all logits, and
-  the score head reads `hidden_states[-2]` at the marks. What is left out favours
-  it: HTTP, text (ids are passed on as they are), and top-p with a repetition
-  penalty in the sampler. Its policy server runs vLLM on a GPU; on a CPU, where
-  that does not run, transformers' generate stands for it.
-- `batched`: the same at its best batching. All candidates that the others write
-  at a time in one call of `generate`, then one pass over them, through the same
-  copy, without logits.
+  through a second copy of the model, with all hidden states and all logits,
+  and the score head reads `hidden_states[-2]` at the marks. Left out, in its
+  favour: HTTP, text (ids are passed on as they are), and top-p with a
+  repetition penalty in the sampler. Its policy server runs vLLM on a GPU; on a
+  CPU transformers' generate stands for it.
+- `batched`: the same at its best batching. As many candidates as the others
+  write at a time in one call of `generate`, then one pass over them, through
+  the same copy, without logits.
 
-Greedy rows are repeated by hand, because generate refuses to repeat them.
+Each form runs on one thread or on all cores, whichever a probe finds faster:
+threads of torch wait for each other busily, which other jobs turn into tenfold
+times. Greedy rows are repeated by hand, because generate refuses to.
 """
 
 import importlib.metadata
@@ -65,7 +67,21 @@ class Pipeline:
     path = os.path.join(job['folder'], 'score_module.pt')
     self.head.load_state_dict(torch.load(path))
 
-  def generate(self, prompts: list[list[int]], times: int) -> list[list[int]]:
+  def fastest_threads(self, form: str) -> int:
+    """1 or all cores, by a few tokens of each."""
+    size = self.job['slots'] if form == 'batched' else 2
+    seconds = {}
+    for threads in {1, os.cpu_count()}:
+      torch.set_num_threads(threads)
+      for _ in range(3):  # the first does not count
+        started = time.perf_counter()
+        self.generate(self.job['prompts'][:1], size, most=12)
+        seconds[threads] = time.perf_counter() - started
+    return min(seconds, key=seconds.get)
+
+  def generate(
+    self, prompts: list[list[int]], times: int, most: int = 0
+  ) -> list[list[int]]:
     """Responses to left-padded prompts, `times` each, neighbours."""
     job, longest = self.job, max(map(len, prompts))
     ids = torch.full((len(prompts), longest), job['pad'])
@@ -80,7 +96,7 @@ class Pipeline:
       attention_mask=(ids != job['pad']).long(),
       do_sample=not greedy,
       num_return_sequences=times,
-      max_new_tokens=job['longest'],
+      max_new_tokens=most or job['longest'],
       eos_token_id=list(job['stop_ids']),
       pad_token_id=job['pad'],
       **sampling,
@@ -147,15 +163,22 @@ def main() -> None:
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
   transformers.logging.set_verbosity_error()
+  transformers.utils.logging.disable_progress_bar()
   with open(sys.argv[1]) as file:
     pipeline = Pipeline(json.load(file))
   versions = {
     name: importlib.metadata.version(name) for name in ('transformers', 'torch')
   }
+  with torch.inference_mode():
+    threads = {
+      form: pipeline.fastest_threads(form) for form in ('released', 'batched')
+    }
+  versions |= {f'threads of {form}': n for form, n in threads.items()}
   print(json.dumps(versions), file=answers, flush=True)
   for line in sys.stdin:
     form, seed = line.split()
     torch.manual_seed(int(seed))
+    torch.set_num_threads(threads[form])
     started = time.perf_counter()
     with torch.inference_mode():
       tokens, scores = getattr(pipeline, form)()

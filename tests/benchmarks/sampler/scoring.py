@@ -24,6 +24,10 @@ WORKS = (
 )
 
 
+def _no_score(prompt, token, *_):
+  return np.zeros(len(token), bool), 0.0
+
+
 @contextlib.contextmanager
 def unscored():
   """Programs that are traced in here do not score."""
@@ -35,14 +39,11 @@ def unscored():
   def no_logit(self, feature):
     return jnp.zeros(feature.shape[:2], jnp.float32)
 
-  def no_score(prompt, token, *_):
-    return np.zeros(len(token), bool), 0.0
-
   programs.jitted.cache_clear()
   with (
     mock.patch.object(ReflectiveModel, 'step_scores', nothing),
     mock.patch.object(ReflectiveModel, 'score', no_logit),
-    mock.patch.object(candidates, 'score_of', no_score),
+    mock.patch.object(candidates, 'score_of', _no_score),
   ):
     yield
   programs.jitted.cache_clear()
@@ -71,9 +72,7 @@ def run(repeats: int) -> None:
 
     def off(form=engine_off):
       # The host's part; the programs are compiled.
-      with mock.patch.object(
-        candidates, 'score_of', lambda _, token, *__: (token == -1, 0.0)
-      ):
+      with mock.patch.object(candidates, 'score_of', _no_score):
         return work.count(form(1))
 
     def on(form=engine_on):
