@@ -15,8 +15,10 @@ from metastone_jax.sampling.engine import (
   Engine,
   Rejection,
   Request,
+  SearchConfig,
   StopStrings,
   best_of,
+  search,
   vote,
 )
 from metastone_jax.tasks import last_boxed
@@ -25,10 +27,17 @@ from metastone_jax.tasks.base import final_answer_text
 _STRATEGY = flags.DEFINE_enum(
   'strategy',
   'best',
-  ['best', 'majority', 'weighted'],
+  ['best', 'majority', 'weighted', 'beam', 'dvts'],
   "'best': the candidate with the best score answers; 'majority', 'weighted': "
   'a vote over the boxed answers, plain or by score, which stops when it is '
-  'decided.',
+  "decided; 'beam', 'dvts': k beams are judged after every step, and the best "
+  'go on, of all or of each tree.',
+)
+_WIDTH = flags.DEFINE_integer(
+  'width', 2, 'Children of a beam that goes on; divides k.'
+)
+_STEP_TOKENS = flags.DEFINE_integer(
+  'step_tokens', 256, 'A longer step of a search is judged unfinished.'
 )
 _EFFORT = flags.DEFINE_enum(
   'effort',
@@ -108,6 +117,8 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.')
 # Everything that an answer depends on; not how many are drawn at a time.
 _ANSWER_FLAGS = (
   _STRATEGY,
+  _WIDTH,
+  _STEP_TOKENS,
   _FORM,
   _MAX_TOKENS,
   _ANSWER_TOKENS,
@@ -136,6 +147,8 @@ class Drawing:
     max_tokens: of a response, or of a trace.
     answer_tokens: of the answer after a trace; 0 in form 'complete'.
     context: tokens of prompt and response together; None = no limit.
+    search: over steps; None = k independent candidates.
+    stop: texts that end a response.
     tokenizer: of the model.
     chat: its form of prompts and responses.
   """
@@ -145,6 +158,8 @@ class Drawing:
   max_tokens: int
   answer_tokens: int
   context: int | None
+  search: SearchConfig | None
+  stop: StopStrings
   tokenizer: Tokenizer
   chat: ChatFormat
 
@@ -179,8 +194,18 @@ class Drawing:
       )
     if form == 'trace' and _STRATEGY.value != 'best':
       raise UserError(
-        f'--strategy={_STRATEGY.value} votes over whole responses; use '
+        f'--strategy={_STRATEGY.value} is about whole responses; use '
         '--form=complete'
+      )
+    if _STRATEGY.value in ('beam', 'dvts') and _STOP.value:
+      raise UserError(
+        f'--strategy={_STRATEGY.value} cannot end at a text; leave --stop out '
+        'or give --stop_token'
+      )
+    if _STRATEGY.value != 'best' and _PRUNE_AT.value is not None:
+      raise UserError(
+        f'--strategy={_STRATEGY.value} has its own way to give candidates up; '
+        'leave --prune_at out'
       )
     if _MAX_TOKENS.value < 1:
       raise UserError(f'--max_tokens={_MAX_TOKENS.value} must be at least 1')
@@ -194,12 +219,18 @@ class Drawing:
       for x in _STOP_TOKEN.value
     ]
     ids['more_eos_ids'] = (*ids['more_eos_ids'], *stop_ids)
+    k = effort.k if _K.value is None else _K.value
+    searches = None
+    if _STRATEGY.value in ('beam', 'dvts'):
+      searches = SearchConfig(
+        _STRATEGY.value, k, _WIDTH.value, _STEP_TOKENS.value
+      )
     budget = _BUDGET.value
     if budget is None and tokenizer.has_think_tags:
       budget = max(1, int(effort.thinking * _MAX_TOKENS.value))
     marks = _MARKS.value or step_marks or tokenizer.find_step_marks()[:1]
     return cls(
-      effort.k if _K.value is None else _K.value,
+      k,
       SamplingConfig(
         max_response_length=_MAX_TOKENS.value + answer,
         step_ids=tokenizer.step_ids(marks),
@@ -219,6 +250,8 @@ class Drawing:
       _MAX_TOKENS.value,
       answer,
       _CONTEXT.value or context,
+      searches,
+      StopStrings(tuple(_STOP.value), tokenizer.decode),
       tokenizer,
       chat,
     )
@@ -266,12 +299,12 @@ class Drawing:
     self, engine: Engine, requests: Sequence[Request]
   ) -> Iterator[Answer]:
     """By the strategy, in the order in which they are ready."""
-    stop = None
-    if _STOP.value:
-      stop = StopStrings(tuple(_STOP.value), self.tokenizer.decode)
+    if self.search is not None:
+      yield from search(engine, requests, self.search)
+      return
     if _STRATEGY.value != 'best':
       for election in vote(
-        engine, requests, self._answer_of, kind=_STRATEGY.value, stop=stop
+        engine, requests, self._answer_of, kind=_STRATEGY.value, stop=self.stop
       ):
         yield _elected(election)
       return
@@ -284,7 +317,7 @@ class Drawing:
       form=_FORM.value,
       answer_length=self.answer_tokens,
       prune=prune,
-      stop=stop,
+      stop=self.stop,
     )
 
   def _answer_of(self, candidate: Candidate) -> Hashable | None:

@@ -151,8 +151,9 @@ QUESTION = '--question=1 + 2'
     ((QUESTION, '--stop='), 'a stop string is empty'),
     (
       (QUESTION, '--form=trace', '--strategy=majority'),
-      '--strategy=majority votes over whole responses',
+      '--strategy=majority is about whole responses',
     ),
+    ((QUESTION, '--strategy=dvts', '--k=3'), 'search.width must be a divisor'),
     (('--input=/none/such',), '--input needs --output'),
   ],
   ids=str,
