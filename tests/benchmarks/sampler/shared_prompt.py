@@ -26,7 +26,12 @@ def cache_bytes(one: work.Work, prompts: int) -> int:
   """Of the caches of the engine at the longest that it gets."""
   shape = EngineConfig(num_slots=K, num_prompts=prompts)
   made = programs.Programs(
-    work.MODELS[one.model], one.sampling, Sharder(), shape.turns, 1
+    work.MODELS[one.model],
+    one.sampling,
+    Sharder(),
+    shape.turns,
+    1,
+    shape.prefill_tokens,
   )
   slots, _ = jax.eval_shape(
     lambda: made.empty(K, prompts, bucket(one.prompt), bucket(one.longest))
