@@ -6,8 +6,8 @@ from metastone_jax.sampling.engine.candidates import Candidate as Candidate
 from metastone_jax.sampling.engine.candidates import Draft as Draft
 from metastone_jax.sampling.engine.candidates import Request as Request
 from metastone_jax.sampling.engine.engine import Engine as Engine
-from metastone_jax.sampling.engine.engine import EngineConfig as EngineConfig
 from metastone_jax.sampling.engine.pruning import Rejection as Rejection
+from metastone_jax.sampling.engine.shape import EngineConfig as EngineConfig
 from metastone_jax.sampling.engine.stop_strings import (
   StopStrings as StopStrings,
 )
