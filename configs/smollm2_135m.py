@@ -51,6 +51,7 @@ def get_config(arg: str = ''):
     evaluation_top_p=1.0,
     aggregator='geometric',  # trace score: geometric mean of step scores
     released_selection=False,  # finished candidates first
+    slots=0,  # responses that a host draws at a time; 0 = all of its share
   )
   c.optimiser = dict(
     clip_norm=1.0,  # of each group's gradient

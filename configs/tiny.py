@@ -48,6 +48,7 @@ def get_config(arg: str = ''):
     evaluation_top_p=1.0,
     aggregator='geometric',  # trace score: geometric mean of step scores
     released_selection=False,  # finished candidates first
+    slots=0,  # responses that a host draws at a time; 0 = all of its share
   )
   c.optimiser = dict(
     clip_norm=1.0,  # of each group's gradient
@@ -102,6 +103,8 @@ def get_config(arg: str = ''):
       objective_options=dict(kl_coefficient=1e-3, entropy_coefficient=1e-3),
       drop_zero_variance=False,
       overlong_buffer=0,
+      mask_truncated=False,
+      partial_rollouts=0,
       score_coefficient=1.0,
       score_loss='bce',
       score_gradient_scale=1.0,

@@ -86,19 +86,20 @@ class Rollouts:
     share = hosts.share(wanted, 'prompts_per_step')
     mine = self.problems.advance(self.position, share.start)
     first, count = self.problems.global_index(mine), share.stop - share.start
-    self.position = self.problems.advance(self.position, wanted)
     common = self._setup, self.sampler(phase), params, phase
-    if not phase.partial_rollouts:
+    if phase.partial_rollouts:
+      new = collect_lib.new_groups(
+        self.problems, first, count, phase.samples_per_prompt
+      )
+      collected, self.unfinished = collect_lib.collect_partial(
+        *common,
+        self.problems,
+        self.unfinished + new,
+        phase.prompts_per_step // hosts.count,
+        watch,
+      )
+    else:
       batch = self.problems.batch_at(mine, count)
-      return collect_lib.collect(*common, batch, first, watch)
-    new = collect_lib.new_groups(
-      self.problems, first, count, phase.samples_per_prompt
-    )
-    collected, self.unfinished = collect_lib.collect_partial(
-      *common,
-      self.problems,
-      self.unfinished + new,
-      phase.prompts_per_step // hosts.count,
-      watch,
-    )
+      collected = collect_lib.collect(*common, batch, first, watch)
+    self.position = self.problems.advance(self.position, wanted)
     return collected
