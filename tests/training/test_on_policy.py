@@ -16,8 +16,7 @@ def _rollout_batch(params):
   prompt, length = tiny.prompts(P)
   # The same draws as in tests/sampling share their compiled program.
   cfg = tiny.sampling_config(temperature=0.8)
-  state = tiny.loop(cfg, tiny.EOS, N, params, prompt, length)
-  drawn = tiny.finish(state, prompt, length, cfg)
+  _, drawn = tiny.loop(cfg, N, params, prompt, length)
   rows = tiny.join(prompt, length, drawn.token_PNR).reshape(P * N, -1)
   B, T = rows.shape
   first_B = np.repeat(length, N)
