@@ -4,9 +4,10 @@
     own part:    units = slots, keys and values = their own
 
 A program does one key/value head of a unit and one of several equal shares of
-its blocks up to the last valid position (flash-decoding, Dao et al. 2023), so
-that few slots with long caches fill the GPU too and no program has more to do
-than its neighbours. The shares, and the two parts, are merged afterwards by
+the run of blocks that hold anything valid (masks.py: rows of columns are rings;
+flash-decoding, Dao et al. 2023), so that few slots with long caches fill the
+GPU too and no program has more to do than its neighbours. The shares, and the
+two parts, are merged afterwards by
 their log-denominators, in a fixed order.
 """
 
@@ -97,6 +98,7 @@ def _kernel(
   v_ref,
   valid_ref,
   row_ref,
+  first_ref,
   count_ref,
   out_ref,
   log_total_ref,
@@ -116,8 +118,9 @@ def _kernel(
   q = plgpu.load(q_ref.at[:, :], mask=real_M1, other=0.0)
   ragged = positions % BLOCK != 0
 
-  def step(block, carry):
+  def step(visit, carry):
     acc_Mh, top_M, total_M = carry
+    block = jax.lax.rem(first_ref[unit] + visit, -(-positions // BLOCK))
     places = pl.ds(block * BLOCK, BLOCK)
     inside_C = block * BLOCK + jnp.arange(BLOCK) < positions
 
@@ -189,7 +192,7 @@ def _part(
   C, itemsize = k_XKhC.shape[3], k_XKhC.dtype.itemsize
   rows = max(_MIN_ROWS, 1 << (M - 1).bit_length())
   shares = num_shares(U, K, M, C)
-  count_U = masks.blocks_to_read(valid_XC, BLOCK)[row_U]
+  first_U, count_U = (x[row_U] for x in masks.blocks_to_read(valid_XC, BLOCK))
   if used_U is not None:
     count_U = jnp.where(used_U, count_U, 0)
   cells = U * K * M * C
@@ -205,7 +208,7 @@ def _part(
     ),
     grid=(U, K, shares),
     in_specs=[pl.BlockSpec((None, None, rows, h), lambda u, k, s: (u, k, 0, 0))]
-    + [pl.no_block_spec] * 5,
+    + [pl.no_block_spec] * 6,
     out_specs=[
       pl.BlockSpec(
         (None, None, None, rows, h), lambda u, k, s: (u, k, s, 0, 0)
@@ -231,7 +234,7 @@ def _part(
     ),
     interpret=interpret,
     name=f'decode_attention_{name}',
-  )(q_UKMh, k_XKhC, v_XKCh, valid_XC.astype(jnp.int8), row_U, count_U)
+  )(q_UKMh, k_XKhC, v_XKCh, valid_XC.astype(jnp.int8), row_U, first_U, count_U)
 
 
 def _merge(out_UKsMh: jax.Array, log_total_UKsM: jax.Array):

@@ -6,9 +6,9 @@
 
 A step takes one block of positions of ALL key/value heads, 1 MiB of keys and
 values where the cache is that long, so that fetching the next hides what a
-step costs. Steps come from a list made before (work.py): positions past
-the last valid one are neither fetched nor visited, and the prompt is read once
-a tile, not once a slot.
+step costs. Steps come from a list made before (work.py): blocks outside the
+run that holds anything valid (masks.py: rows of columns are rings) are neither
+fetched nor visited, and the prompt is read once a tile, not once a slot.
 """
 
 import functools
@@ -77,7 +77,7 @@ def check(q_BHh, prompt_k_PKhS, own_k_BKhR, prompt_B) -> None:
   ):
     block = block_size(positions, K, h, rows, itemsize)
     blocks = -(-positions // block)
-    listed = 4 * (2 * units * blocks + 3 * units)
+    listed = 4 * (2 * units * blocks + 4 * units)
     if listed > _SMEM_BYTES or blocks > work_lib.MAX_BLOCKS:
       raise ValueError(
         f"decode_attention kind 'pallas_tpu': the list of {units} x {blocks} "
@@ -92,7 +92,7 @@ def _part(
   k_XKhC: jax.Array,
   v_XKCh: jax.Array,
   valid_X1C: jax.Array,
-  count_U: jax.Array,
+  run_U: tuple[jax.Array, jax.Array],
   row_U: jax.Array,
   block: int,
   *,
@@ -107,7 +107,7 @@ def _part(
     v_XKCh: values.
     valid_X1C: int32, not 0 where a position may be read; C rounded up to whole
       blocks.
-    count_U: int32, blocks to read, 0 = none.
+    run_U: int32, the first block to read and how many, 0 = none.
     row_U: int32, the row of each unit.
     block: positions of a block.
     interpret: as `pallas_call` takes it.
@@ -121,11 +121,13 @@ def _part(
   U, K, M, h = q_UKMh.shape
   C, itemsize = k_XKhC.shape[3], k_XKhC.dtype.itemsize
   blocks = -(-C // block)
-  work = work_lib.make(count_U, blocks)
+  work = work_lib.make(*run_U, blocks)
   goes_on = before is not None
   place_U = before[2] if goes_on else jnp.zeros((1,), jnp.int32)
   places = before[0].shape[2] if goes_on else 1
-  of_unit, of_keys, of_values, of_mask, of_before = step_tpu.index_maps(places)
+  of_unit, of_keys, of_values, of_mask, of_before = step_tpu.index_maps(
+    places, blocks
+  )
   in_specs = [
     pl.BlockSpec((1, K, M, h), of_unit),
     pl.BlockSpec((1, K, h, block), of_keys),
@@ -152,12 +154,13 @@ def _part(
     functools.partial(
       step_tpu.kernel,
       positions=C,
+      blocks=blocks,
       scale=h**-0.5,
       precision=precision_lib.of_products(k_XKhC.dtype),
       goes_on=goes_on,
     ),
     grid_spec=pltpu.PrefetchScalarGridSpec(
-      num_scalar_prefetch=6,
+      num_scalar_prefetch=7,
       grid=(work.cores, work.longest),
       in_specs=in_specs,
       out_specs=out_specs,
@@ -182,11 +185,12 @@ def _part(
   return found[0] if goes_on else found
 
 
-def _blocks(valid_XC: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
-  """The mask as the kernel takes it, and the blocks of each row to read."""
+def _blocks(valid_XC: jax.Array, block: int):
+  """The mask as the kernel takes it, and `masks.blocks_to_read`."""
   padded = jnp.pad(valid_XC, ((0, 0), (0, -valid_XC.shape[1] % block)))
-  count_X = masks.blocks_to_read(valid_XC, block)
-  return padded[:, None].astype(jnp.int32), count_X
+  return padded[:, None].astype(jnp.int32), *masks.blocks_to_read(
+    valid_XC, block
+  )
 
 
 def decode_attention(
@@ -216,26 +220,29 @@ def decode_attention(
   )
 
   block = block_size(S, K, h, N * rows, itemsize)
-  valid, count_P = _blocks(prompt_valid_PS, block)
+  valid, first_P, count_P = _blocks(prompt_valid_PS, block)
   out, log_total = _part(
     jnp.swapaxes(tiles.gather(q_BKMh), 1, 2).reshape(T, K, N * rows, h),
     prompt_k_PKhS,
     prompt_v_PKSh,
     valid,
-    jnp.where(tiles.count_T > 0, count_P[tiles.prompt_T], 0),
+    (
+      first_P[tiles.prompt_T],
+      jnp.where(tiles.count_T > 0, count_P[tiles.prompt_T], 0),
+    ),
     tiles.prompt_T,
     block,
     interpret=interpret,
   )
 
   block = block_size(R, K, h, rows, itemsize)
-  valid, count_B = _blocks(own_valid_BR, block)
+  valid, *run_B = _blocks(own_valid_BR, block)
   out_BKMh = _part(
     q_BKMh,
     own_k_BKhR,
     own_v_BKRh,
     valid,
-    count_B,
+    run_B,
     jnp.arange(B, dtype=jnp.int32),
     block,
     interpret=interpret,

@@ -39,11 +39,13 @@ def kernel(
   step_W,
   fetch_W,
   start_C,
+  first_U,
   count_U,
   row_U,
   place_U,
   *refs,
   positions: int,
+  blocks: int,
   scale: float,
   precision,
   goes_on: bool,
@@ -58,10 +60,10 @@ def kernel(
   heads = q.shape[1]
   core, step = pl.program_id(0), pl.program_id(1)
   active = step < start_C[core + 1] - start_C[core]
-  unit, block = work_lib.unpack(step_W[_at(start_C, core, step)])
+  unit, visit = work_lib.unpack(step_W[_at(start_C, core, step)])
   count = count_U[unit]
 
-  @pl.when(active & (block == 0))
+  @pl.when(active & (visit == 0))
   def _():
     if goes_on:
       # A result with its log-denominator is a block with maximum and sum.
@@ -73,9 +75,10 @@ def kernel(
       top[...] = jnp.full_like(top, MASKED)
       total[...] = jnp.zeros_like(total)
 
-  @pl.when(active & (block < count))
+  @pl.when(active & (visit < count))
   def _():
     size = k.shape[3]
+    block = _block(first_U[unit], visit, blocks)
     for head in range(heads):
       scores = _scores(q[0, head], k[0, head], valid[0], scale, precision)
       weight, factor, top[head], total[head] = _softmax_step(
@@ -92,7 +95,7 @@ def kernel(
         precision=precision,
       )
 
-  @pl.when(active & (block == jnp.maximum(count, 1) - 1))
+  @pl.when(active & (visit == jnp.maximum(count, 1) - 1))
   def _():
     # A tile that no slot uses has seen no block; nobody reads its result.
     sums = jnp.maximum(total[...], jnp.finfo(jnp.float32).tiny)
@@ -106,19 +109,25 @@ def _at(start_C, core, step):
   return jnp.minimum(start_C[core] + step, start_C[core + 1] - 1)
 
 
-def index_maps(places: int):
+def _block(first, visit, blocks: int):
+  """The block of a visit: a row's blocks are a ring, see masks.py."""
+  return jax.lax.rem(first + visit, blocks)
+
+
+def index_maps(places: int, blocks: int):
   """Index maps of (a unit's arrays, keys, values, mask, what it goes on from).
 
   Args:
     places: N of the tiles in which the earlier result lies.
+    blocks: of a row of the caches.
   """
 
   def unit(core, step, step_W, fetch_W, start_C, *_):
     return work_lib.unpack(step_W[_at(start_C, core, step)])[0]
 
-  def cache(core, step, step_W, fetch_W, start_C, count_U, row_U, place_U):
-    unit, block = work_lib.unpack(fetch_W[_at(start_C, core, step)])
-    return row_U[unit], block
+  def cache(core, step, step_W, fetch_W, start_C, first_U, count_U, row_U, _):
+    unit, visit = work_lib.unpack(fetch_W[_at(start_C, core, step)])
+    return row_U[unit], _block(first_U[unit], visit, blocks)
 
   def of_unit(*args):
     return unit(*args), 0, 0, 0

@@ -1,8 +1,9 @@
-"""The list of what the TPU kernel does: one (unit, block) a step.
+"""The list of what the TPU kernel does: one (unit, visit) a step.
 
 A unit is what has one softmax: a tile of slots against its prompt, or a slot
-against its own cache. Its blocks up to the last valid position are visited in
+against its own cache. The run of blocks that hold anything valid is visited in
 order and nothing else is, so the number of steps is known only at run time.
+Which block a visit is follows from where the run begins (masks.py).
 The list is cut once, between two units, for the two cores of a chip that has
 two; a chip with one does one part after the other.
 """
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# (unit, block) in one int32, for the list lies in scalar memory.
+# (unit, visit) in one int32, for the list lies in scalar memory.
 _BITS = 16
 MAX_BLOCKS = 2**_BITS
 
@@ -21,17 +22,19 @@ class WorkList(NamedTuple):
   """Steps of U units with C cores.
 
   Attributes:
-    step_W: int32, packed (unit, block) of each step, by unit and block.
-    fetch_W: int32, packed (unit, block) whose keys and values lie in memory
+    step_W: int32, packed (unit, visit) of each step, by unit and visit.
+    fetch_W: int32, packed (unit, visit) whose keys and values lie in memory
       at this step: the step's own, or, where the unit has no block at all,
       what the step before had, so that nothing is fetched.
     start_C: int32 (cores + 1,), where each core's steps begin.
-    count_U: int32, blocks of each unit.
+    first_U: int32, the block of each unit's first visit.
+    count_U: int32, visits of each unit.
   """
 
   step_W: jax.Array
   fetch_W: jax.Array
   start_C: jax.Array
+  first_U: jax.Array
   count_U: jax.Array
 
   @property
@@ -45,9 +48,9 @@ class WorkList(NamedTuple):
     return jnp.max(self.start_C[1:] - self.start_C[:-1])
 
 
-def pack(unit, block):
+def pack(unit, visit):
   """Two small numbers in one int32."""
-  return (unit << _BITS) | block
+  return (unit << _BITS) | visit
 
 
 def unpack(packed):
@@ -55,11 +58,12 @@ def unpack(packed):
   return packed >> _BITS, packed & (MAX_BLOCKS - 1)
 
 
-def make(count_U: jax.Array, max_blocks: int) -> WorkList:
+def make(first_U: jax.Array, count_U: jax.Array, max_blocks: int) -> WorkList:
   """The list; a unit without blocks gets one step, for its result.
 
   Args:
-    count_U: int32, blocks of each unit that hold anything valid.
+    first_U: int32, the block at which each unit begins.
+    count_U: int32, blocks that it reads from there on.
     max_blocks: blocks a unit can have.
   """
   U = len(count_U)
@@ -70,8 +74,8 @@ def make(count_U: jax.Array, max_blocks: int) -> WorkList:
   # Sums over one True a row, not gathers, which a TPU does one by one.
   at_WU = (start_U <= step) & (step < end_U)
   unit_W = jnp.sum(at_WU * jnp.arange(U, dtype=jnp.int32), axis=1)
-  block_W = step[:, 0] - jnp.sum(at_WU * start_U, axis=1)
-  step_W = pack(unit_W, block_W)
+  visit_W = step[:, 0] - jnp.sum(at_WU * start_U, axis=1)
+  step_W = pack(unit_W, visit_W)
   full_W = jnp.any(at_WU & (count_U > 0), axis=1)
   total = end_U[-1]
   if U == 1:
@@ -86,5 +90,6 @@ def make(count_U: jax.Array, max_blocks: int) -> WorkList:
     step_W=step_W,
     fetch_W=jax.lax.cummax(jnp.where(full_W, step_W, 0)),
     start_C=start_C,
+    first_U=first_U,
     count_U=count_U,
   )

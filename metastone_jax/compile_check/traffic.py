@@ -141,6 +141,11 @@ class _Reader:
       return 2 * _bytes(shape)
     if op == 'dynamic-update-slice':
       return 2 * sizes[1]
+    if op.endswith('slice-start'):
+      # Names what it slices and the slice, a weight a piece at a time.
+      whole, part, *_ = _ARRAY.findall(shape)
+      read = 0.0 if _ON_CHIP.search(whole) else hlo.all_bytes(part)
+      return read + _bytes(part)
     if op.endswith('-start'):
       return _bytes(shape)  # names its operands and its results
     return sum(sizes) + _bytes(shape)

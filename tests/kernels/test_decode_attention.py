@@ -14,6 +14,7 @@ from kernels.decode_attention import (
   Split,
   choose,
   decode_attention,
+  masks,
   pallas_gpu,
   pallas_tpu,
   reference,
@@ -151,7 +152,9 @@ _work = quick.jit(functools.partial(work.make, max_blocks=4))
   | st.lists(st.integers(0, 4), min_size=1, max_size=1)
 )
 def test_work_list_has_every_block_once_and_nothing_else(counts):
-  found = jax.device_get(_work(np.array(counts, np.int32)))
+  firsts = np.arange(len(counts), dtype=np.int32) % 4
+  found = jax.device_get(_work(firsts, np.array(counts, np.int32)))
+  np.testing.assert_array_equal(found.first_U, firsts)
   start = found.start_C.tolist()
   total = sum(max(count, 1) for count in counts)
   assert start[0] == 0
@@ -173,6 +176,29 @@ def test_work_list_has_every_block_once_and_nothing_else(counts):
     assert len(start) == 3 and min(np.diff(start)) > 0
     assert steps[start[1]][1] == 0
     assert int(found.longest) <= total / 2 + max(max(counts), 1)
+
+
+_blocks = quick.jit(functools.partial(masks.blocks_to_read, block=3))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.booleans(), min_size=14, max_size=14))
+def test_a_ring_of_blocks_is_read_over_its_shortest_run(valid):
+  """Five blocks, the last one shorter; a row from its front on is as ever."""
+  used = {place // 3 for place, x in enumerate(valid) if x}
+  runs = [
+    (length, first)
+    for length in range(6)
+    for first in range(5)
+    if used <= {(first + i) % 5 for i in range(length)}
+  ]
+  first, count = (int(x[0]) for x in _blocks(np.array([valid])))
+  assert count == min(runs)[0]
+  assert (count, first) in runs
+  if count:
+    assert first in used
+  if used == set(range(len(used))):
+    assert first == 0
 
 
 def test_block_sizes():
