@@ -151,7 +151,8 @@ def _turn(
     slots.caches,
     slots.column,
     slots.prompt_valid_PS,
-    own_valid_BR,
+    # Nobody looks at what a slot that has ended gets, so it reads nothing.
+    own_valid_BR & active[:, None],
     slots.prompt_B,
     layers=layers,
     sharder=sharder,

@@ -94,6 +94,16 @@ class Orders:
   num_thinking_B: jax.Array
 
 
+def placement(rank: int) -> tuple[str | None, ...]:
+  """Logical axes of an array of `Slots` or `Prompts` of so many axes.
+
+  What a slot or a row has is split by it, and caches by heads too.
+  """
+  if rank == 4:
+    return 'batch', 'kv_heads', None, None
+  return ('batch', *(None,) * (rank - 1)) if rank else ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Programs:
   """The engine's functions; every one is pure, `jitted` compiles them.
@@ -171,17 +181,9 @@ class Programs:
     return self._placed(free), self._placed(prompts)
 
   def _placed(self, tree):
-    """Everything a slot or a row has is split by it; caches by heads too."""
-
-    def place(x):
-      if x.ndim == 0:
-        return x
-      axes = ['batch'] + [None] * (x.ndim - 1)
-      if x.ndim == 4:
-        axes[1] = 'kv_heads'
-      return self.sharder.constrain(x, *axes)
-
-    return jax.tree.map(place, tree)
+    return jax.tree.map(
+      lambda x: self.sharder.constrain(x, *placement(x.ndim)), tree
+    )
 
   def prefill(
     self, params: Params, prompt_nS: jax.Array, length_n: jax.Array
@@ -390,6 +392,18 @@ class Programs:
     )
 
 
+def _options(sharder: Sharder) -> dict:
+  """Compiler options of a chunk."""
+  device = jax.devices()[0]
+  if sharder.mesh is not None:
+    device = sharder.mesh.devices.flat[0]
+  if device.platform == 'gpu':
+    # XLA joins products of one input (gate and up; queries, keys, values) to
+    # one, for which it copies their weights side by side, here in every turn.
+    return {'xla_gpu_dot_merger_threshold_mb': 0}
+  return {}
+
+
 @functools.cache
 def jitted(programs: Programs) -> dict:
   """Compiled once a process; slots and prompts are donated."""
@@ -398,7 +412,11 @@ def jitted(programs: Programs) -> dict:
     'prefill': jax.jit(programs.prefill),
     'admit': jax.jit(programs.admit, donate_argnums=(0, 1)),
     'order': jax.jit(programs.order, donate_argnums=(0,)),
-    'chunk': jax.jit(programs.chunk, donate_argnums=(1,)),
+    'chunk': jax.jit(
+      programs.chunk,
+      donate_argnums=(1,),
+      compiler_options=_options(programs.sharder),
+    ),
     'score_at': jax.jit(programs.score_at),
     # Nothing to donate: every result is larger than what it comes from.
     'widen': jax.jit(programs.widen, static_argnums=(1,)),
