@@ -2,12 +2,13 @@ r"""Compiles a recipe's programs for a machine that is not here: does it fit?
 
   python -m launch.compile --config=configs/32b.py --target=v5p-128
 
-Prints, for the update, the log-prob pass and the rollout, the memory of a
-device, what the devices send one another, and the roofline seconds of a whole
-iteration. Targets: v5e-N, v5p-N, v6e-N, tpu7x-N, h100-N (and gcloud's and the
-compiler's own names). Needs the compilers, not the machines:
-`pip install jax[tpu]` or `pip install jax-cuda12-plugin`, of this jax's
-version, best in a virtual environment of its own.
+Prints, for the update, the log-prob pass and the rollout engine's prefill and
+decode, the memory of a device, what the devices send one another, the roofline
+seconds of a whole iteration, and what a turn of decode moves through memory
+against weights and caches once. Targets: v5e-N, v5p-N, v6e-N, tpu7x-N, h100-N
+(and gcloud's and the compiler's own names). Needs the compilers, not the
+machines: `pip install jax[tpu]` or `pip install jax-cuda12-plugin`, of this
+jax's version, best in a virtual environment of its own.
 
 Exit status: 0 it fits, 1 it does not fit or (with --check) differs, 2 bad
 input.
@@ -30,6 +31,7 @@ from metastone_jax.compile_check import (  # noqa: E402
   report,
   targets,
 )
+from metastone_jax.compile_check.plan import Plan  # noqa: E402
 from metastone_jax.training import loop  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -39,7 +41,7 @@ _TARGET = flags.DEFINE_string(
   'target', None, 'Machine, for example v5p-128; "list" prints all names.'
 )
 _PROGRAMS = flags.DEFINE_list(
-  'programs', None, 'Only these: update, log_prob, rollout.'
+  'programs', None, 'Only these: update, log_prob, prefill, decode.'
 )
 _WRITE = flags.DEFINE_bool('write', False, 'Put the result into --file.')
 _CHECK = flags.DEFINE_bool(
@@ -72,7 +74,7 @@ def main() -> None:
   recipe = loop.parse_recipe(_CONFIG.value, layout=target.name)
   limit = recipe.data.max_response_length
   lengths = accounting.Lengths(_MEDIAN.value or limit / 4, _SIGMA.value, limit)
-  plan = programs.Plan.make(recipe, target, lengths)
+  plan = Plan.make(recipe, target, lengths)
   found = programs.recipe_programs(
     plan,
     machine.devices(target),
@@ -93,7 +95,9 @@ def main() -> None:
     rows.append(
       report.Row(
         program,
-        machine.compile_program(program.name, program.lower(), program.devices),
+        machine.compile_program(
+          program.name, program.lower(), program.devices, program.turns
+        ),
       )
     )
   print(report.text(plan, rows))

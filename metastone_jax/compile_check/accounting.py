@@ -25,8 +25,21 @@ forward, once again, twice backward), else 3. AdamW reads gradient, master and
 two moments and writes three of them: 28 bytes a parameter; K > 1 micro-batches
 read and write the float32 gradient K times.
 
-Decoding one token of R slots reads the weights and the slots' caches once, and
+Decoding one token of B slots reads the weights and the slots' caches once, and
 scores every slot; training scores step marks alone, which is left out.
+
+A host writes n responses of mean length l with B slots, each slot going to the
+next response when one ends, in about
+
+  turns = l (n - B) / B + E[longest of B]
+
+turns of all slots: the first n - B responses keep them all busy, the last B run
+out. That is within 2 % of simulated queues; a slot waits for the end of its
+chunk besides, half a chunk a response at most. In a turn, a slot has on average
+
+  context = n E[length^2] / (2 B turns)
+
+tokens of its own to read, none once it has ended.
 """
 
 import dataclasses
@@ -184,6 +197,35 @@ def forward_pass(
   return Work(flops / devices, forward / devices, memory)
 
 
+def prefill(
+  config: ModelConfig,
+  *,
+  prompts: int,
+  length: int,
+  devices: int,
+  tensor: int,
+) -> Work:
+  """Prompts into caches, per device: no logits; whole where they do not divide.
+
+  Args:
+    config: shapes.
+    prompts: that are read together.
+    length: of each, with padding.
+    devices: that read them together.
+    tensor: devices that share the weights.
+  """
+  tokens = prompts * length
+  shards = devices // tensor
+  own = tokens / (shards if prompts % shards == 0 else 1)
+  D, V = config.width, config.padded_vocab_size
+  flops = config.forward_flops(own, length / 2)
+  flops -= 2.0 * own * D * config.vocab_size
+  memory = _operand_bytes(config, own, tensor)
+  memory -= 2 * (D * V / tensor + own * D)
+  memory += cache_bytes_a_token(config) * own / tensor
+  return Work(flops / tensor, flops / tensor, memory)
+
+
 def cache_bytes_a_token(config: ModelConfig) -> int:
   """Keys and values of one token in all layers, 2 bytes each."""
   return 4 * config.num_layers * config.num_kv_heads * config.head_width
@@ -192,8 +234,8 @@ def cache_bytes_a_token(config: ModelConfig) -> int:
 def decode_step(
   config: ModelConfig,
   *,
-  problems: int,
-  candidates: int,
+  slots: int,
+  prompts: int,
   prompt: float,
   context: float,
   devices: int,
@@ -203,17 +245,16 @@ def decode_step(
 
   Args:
     config: shapes.
-    problems: prompts, whose caches are read once for all candidates.
-    candidates: slots of each.
+    slots: responses that are written at a time.
+    prompts: whose caches are read, each once for all its slots.
     prompt: tokens of a prompt.
     context: tokens a slot has written so far, on average.
-    devices: that share the slots; rows are split over devices / tensor.
+    devices: that share the slots; these are split over devices / tensor.
     tensor: devices that share the weights.
   """
-  slots = problems * candidates
   forward = config.forward_flops(slots, prompt + context)
   forward += config.score_flops(slots)
-  cache = cache_bytes_a_token(config) * (problems * prompt + slots * context)
+  cache = cache_bytes_a_token(config) * (prompts * prompt + slots * context)
   weights = config.num_backbone_parameters + config.num_score_parameters
   if not config.tied_embeddings:
     weights -= config.vocab_size * config.width  # rows that no slot looks up
@@ -248,6 +289,21 @@ class Lengths:
   def mean(self) -> float:
     """Tokens of a response."""
     return float(self._quantiles().mean())
+
+  @property
+  def mean_square(self) -> float:
+    """Of the tokens of a response."""
+    return float((self._quantiles() ** 2).mean())
+
+  def turns(self, responses: int, slots: int) -> float:
+    """Turns in which so many slots write so many responses, see the module."""
+    slots = min(slots, responses)
+    return self.mean * (responses / slots - 1) + self.expected_longest(slots)
+
+  def mean_context(self, responses: int, slots: int) -> float:
+    """Own tokens that a slot reads in a turn, on average."""
+    turns = self.turns(responses, slots)
+    return responses * self.mean_square / (2 * slots * turns)
 
   def expected_longest(self, count: int) -> float:
     """Expected longest of so many independent responses.

@@ -3,8 +3,8 @@
 A loop's body counts as often as the loop runs; the number of turns is the
 constant that the loop's condition compares its counter with (loops of scans
 and of collective matrix products count up from 0 by 1). A loop without such a
-constant (decoding, which ends when all rows have ended) counts once and is
-named.
+constant (scoring the marks that there are) counts once and is named. Decoding
+ends when its rows have ended: how often that loop turns is the caller's to say.
 
 Bytes are those that ONE device sends, for a ring over n devices:
 
@@ -145,14 +145,18 @@ class Module:
       Known after `total`.
   """
 
-  def __init__(self, text: str, unknown_turns: int = 1):
+  def __init__(
+    self, text: str, unknown_turns: int = 1, main_turns: int | None = None
+  ):
     """Reads a module.
 
     Args:
       text: `compiled.as_text()`.
       unknown_turns: of loops whose number of turns the data decide.
+      main_turns: of the loop with the longest body; None = as of any other.
     """
     self._unknown_turns = unknown_turns
+    self._main_turns = main_turns
     self.bodies: dict[str, list[str]] = {}
     self.entry = current = None
     self.unknown_loops: set[str] = set()
@@ -166,8 +170,19 @@ class Module:
         current = None
       elif current is not None:
         self.bodies[current].append(line)
+    loops = {
+      found[2]
+      for lines in self.bodies.values()
+      for line in lines
+      if (found := _WHILE.search(line))
+    }
+    self._main_loop = max(
+      loops, key=lambda body: len(self.bodies.get(body, ())), default=None
+    )
 
   def _turns(self, line: str, condition: str, body: str) -> int:
+    if self._main_turns is not None and body == self._main_loop:
+      return self._main_turns
     if found := _KNOWN.search(line):
       return int(found[1])
     constants = [
@@ -221,14 +236,17 @@ class Module:
     return walk(self.entry) if self.entry else collections.Counter()
 
 
-def collectives(text: str, devices: int) -> Collectives:
+def collectives(
+  text: str, devices: int, main_turns: int | None = None
+) -> Collectives:
   """Reads a compiled module.
 
   Args:
     text: `compiled.as_text()`.
     devices: of the mesh.
+    main_turns: see `Module`.
   """
-  module = Module(text)
+  module = Module(text, main_turns=main_turns)
 
   def of_line(computation: str, line: str) -> dict[str, float]:
     del computation

@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from metastone_jax.compile_check import hlo
+from metastone_jax.compile_check import hlo, traffic
 from metastone_jax.compile_check.targets import Target
 from metastone_jax.errors import UserError
 
@@ -44,6 +44,8 @@ class Compiled:
     seconds: the compilation took.
     refused: the compiler's reason for not compiling it, else ''; all bytes
       but those it names are then 0.
+    turn_moves: bytes through memory in one turn of its decode loop, a turn's
+      share of what is around the loop included; 0 = it has none.
   """
 
   name: str
@@ -54,6 +56,7 @@ class Compiled:
   collectives: hlo.Collectives
   seconds: float
   refused: str = ''
+  turn_moves: float = 0.0
 
   @property
   def total(self) -> float:
@@ -140,13 +143,16 @@ def _log_of_compiler() -> Iterator[Path]:
       os.close(saved)
 
 
-def compile_program(name: str, lowered: Any, num_devices: int) -> Compiled:
+def compile_program(
+  name: str, lowered: Any, num_devices: int, turns: int | None = None
+) -> Compiled:
   """Compiles, and reads memory and collectives.
 
   Args:
     name: of the program, for messages.
     lowered: `jit(...).lower(...)`.
     num_devices: of its mesh.
+    turns: of its decode loop, the longest loop that it has; None = none.
 
   Returns:
     What the compiler says; a program that does not fit its memory is
@@ -178,12 +184,17 @@ def compile_program(name: str, lowered: Any, num_devices: int) -> Compiled:
       'the rules so that they do'
     )
   memory = compiled.memory_analysis()
+  text = compiled.as_text()
+  moves = 0.0
+  if turns:
+    moves = traffic.memory_traffic(text, main_turns=turns) / turns
   return Compiled(
     name=name,
     arguments=memory.argument_size_in_bytes,
     results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
     temporaries=memory.temp_size_in_bytes,
     host=memory.host_temp_size_in_bytes,
-    collectives=hlo.collectives(compiled.as_text(), num_devices),
+    collectives=hlo.collectives(text, num_devices, turns),
     seconds=time.monotonic() - started,
+    turn_moves=moves,
   )

@@ -15,7 +15,8 @@ from etils import epath
 from metastone_jax.compile_check import hlo
 from metastone_jax.compile_check.accounting import Work
 from metastone_jax.compile_check.machine import Compiled
-from metastone_jax.compile_check.programs import Plan, Program
+from metastone_jax.compile_check.plan import Plan
+from metastone_jax.compile_check.program import Program
 from metastone_jax.compile_check.targets import GIB, Target
 from metastone_jax.telemetry.files import write_bytes_atomic
 from metastone_jax.training.loop.row_plan import RowPlan
@@ -38,13 +39,7 @@ class Row:
 
   @property
   def work(self) -> Work:
-    """With the bytes between devices, read from the compiled program.
-
-    A rollout's loop runs until its last response ends, which no text of a
-    program says: there the counted bytes of `accounting` stand.
-    """
-    if self.program.name == 'rollout':
-      return self.program.work
+    """With the bytes between devices, read from the compiled program."""
     return dataclasses.replace(
       self.program.work, sent_bytes=self.compiled.collectives.total_sent
     )
@@ -53,6 +48,11 @@ class Row:
   def total(self) -> float:
     """Bytes a device needs while it runs, with what waits beside it."""
     return self.compiled.total + self.program.resident
+
+  @property
+  def beyond(self) -> float:
+    """Bytes a turn of decoding moves beyond weights and full caches once."""
+    return self.compiled.turn_moves - self.program.full_turn_bytes
 
   def fits(self, target: Target) -> bool:
     """Whether a device of the machine has that much memory."""
@@ -71,7 +71,7 @@ class Row:
       'seconds': round(compiled.seconds),
       'refused': compiled.refused,
       'total': self.total,
-    }
+    } | ({'turn_moves': compiled.turn_moves} if self.program.turns else {})
 
   @classmethod
   def from_json(cls, program: Program, facts: Mapping) -> 'Row':
@@ -87,6 +87,7 @@ class Row:
         collectives=hlo.Collectives({}, facts['sent'], 0),
         seconds=facts['seconds'],
         refused=facts['refused'],
+        turn_moves=facts['turn_moves'] if program.turns else 0.0,
       ),
     )
 
@@ -106,7 +107,6 @@ def heading(plan: Plan) -> str:
     f'{k} {v}' for k, v in plan.rollout_mesh.items() if v > 1
   )
   data, phase = plan.recipe.data, plan.phase
-  slots = plan.slots
   pieces = RowPlan(phase, data, multiple=1).num_micro_batches
   return (
     f'{plan.target.devices} devices ({plan.target.topology}, '
@@ -114,7 +114,8 @@ def heading(plan: Plan) -> str:
     f'{data.max_prompt_length} + {data.max_response_length} tokens; '
     f'{phase.rollouts_per_step} responses a step, {phase.updates_per_rollout} '
     f'updates of {phase.rows_per_update} rows in {pieces} micro-batches; a '
-    f'host draws {slots} responses at a time on {rollout or "one device"}; '
+    f'host writes {plan.slots} responses at a time on '
+    f'{rollout or "one device"}; '
     f'remat {plan.model.remat}'
   )
 
@@ -190,11 +191,33 @@ def iteration(plan: Plan, rows: Sequence[Row]) -> str:
     for name, value in seconds.items()
   )
   lengths = plan.lengths
+  turns = lengths.turns(plan.responses_per_host, plan.slots)
   return (
     f'One iteration at the roofline: {total:.0f} s = {parts}. Responses: '
     f'log-normal, median {lengths.median:.0f}, sigma {lengths.sigma:g}, cut '
-    f'at {lengths.limit}: mean {lengths.mean:.0f} tokens; updates at full '
+    f'at {lengths.limit}: mean {lengths.mean:.0f} tokens, the longest of '
+    f'{plan.slots} {lengths.expected_longest(plan.slots):.0f}; a host writes '
+    f'its {plan.responses_per_host} in {turns:.0f} turns; updates at full '
     'padded length.'
+  )
+
+
+def turn(plan: Plan, rows: Sequence[Row]) -> str:
+  """What a turn of decoding moves, in a sentence; '' without that program."""
+  found = [row for row in rows if row.compiled.turn_moves]
+  if not found:
+    return ''
+  row = found[0]
+  full, beyond = row.program.full_turn_bytes, row.beyond
+  least = row.program.work.memory_bytes / row.program.turns
+  bandwidth = plan.target.chip.memory_bandwidth
+  return (
+    f'A turn of decode, one token of every slot, moves '
+    f'{_gb(full + beyond)} GB when all caches are full; weights and caches '
+    f'once are {_gb(full)} ({100 * full / (full + beyond):.0f} % of it). With '
+    f'caches as full as they are on average {_gb(least + beyond)} GB, '
+    f'{_gb(least)} once ({100 * least / (least + beyond):.0f} %): '
+    f'{1e3 * (least + beyond) / bandwidth:.1f} ms of memory traffic.'
   )
 
 
@@ -221,6 +244,7 @@ def text(plan: Plan, rows: Sequence[Row]) -> str:
       *(line.rstrip() for line in lines),
       *once,
       iteration(plan, rows),
+      *filter(None, [turn(plan, rows)]),
     ]
   )
 
@@ -250,6 +274,7 @@ def section(plan: Plan, rows: Sequence[Row], command: str) -> str:
       *lines,
       '',
       iteration(plan, rows),
+      *filter(None, [turn(plan, rows)]),
       '',
       f'<!-- sizes {json.dumps(facts, sort_keys=True)} -->',
     ]
@@ -324,7 +349,8 @@ def differences(
     was, now = (
       {**facts, 'sent': sum(facts['sent'].values())} for facts in (was, now)
     )
-    for name in ('arguments', 'temporaries', 'total', 'sent'):
+    names = ['arguments', 'temporaries', 'total', 'sent']
+    for name in names + ['turn_moves'] * bool(row.program.turns):
       # A tenth of nearly nothing is no difference.
       slack = tolerance * max(was[name], 1e8)
       if abs(now[name] - was[name]) > slack:

@@ -2,12 +2,12 @@
 
 Every instruction outside fusions reads its operands and writes its result; a
 loop's body counts as often as the loop runs (as the caller says, where the data
-decide). What
-a fusion only slices counts as the slice, what it updates in place as the
-update. Arrays that the compiler keeps on the chip (TPU memory space 1 and
-above) count nothing. A kernel counts what its own cost estimate says, which
-knows the blocks it reads again; without an estimate, every operand and result
-once.
+decide). What a fusion only slices counts as the slice, what it updates in place
+as the update; on a TPU memory holds tiles, and an update of parts of tiles
+reads these and writes them back. Arrays that the compiler keeps on the chip
+(TPU memory space 1 and above) count nothing, nor does the scratch memory of
+cuBLAS. A kernel counts what its own cost estimate says, which knows the blocks
+it reads again; without an estimate, every operand and result once.
 
 A GPU's caches are not modelled: what a later kernel finds in L2 still counts.
 """
@@ -21,6 +21,9 @@ _INSTRUCTION = re.compile(
 )
 _NAME = re.compile(r'%([\w.-]+)')
 _ARRAY = re.compile(r'(?:pred|[subf]+\d+|bf16)\[[\d,]*\](?:\{[^}]*\})?')
+_LAYOUT = re.compile(r'\[([\d,]*)\]\{([\d,]*):T\((\d+),(\d+)\)')
+_DIMS = re.compile(r'\[([\d,]*)\]')
+_SCRATCH = re.compile(r', s8\[\d+\]\{0\}\)$')
 _ON_CHIP = re.compile(r'S\([1-9]')
 _ESTIMATE = re.compile(r'"?bytes_accessed"?\s*[:=]\s*"?(\d+)')
 _CALLS = re.compile(r'calls=%?([\w.-]+)')
@@ -50,6 +53,29 @@ def _bytes(shape: str) -> float:
     for array in _ARRAY.findall(shape)
     if not _ON_CHIP.search(array)
   )
+
+
+def _numbers(text: str) -> list[int]:
+  return [int(x) for x in text.split(',') if x]
+
+
+def _updated(target: str, update: str) -> float:
+  """Bytes that writing `update` somewhere into `target` moves in its memory."""
+  if not target or _ON_CHIP.search(target):
+    return 0.0
+  size = hlo.all_bytes(update)
+  found, dims = _LAYOUT.search(target), _DIMS.search(update)
+  if not found or not dims:
+    return size
+  whole, part = _numbers(found[1]), _numbers(dims[1])
+  minor_to_major = _numbers(found[2])
+  tile = int(found[4]), int(found[3])
+  partial = False
+  for axis, width in zip(minor_to_major, tile, strict=False):
+    if part[axis] % width and part[axis] < whole[axis]:
+      size *= -(-part[axis] // width) * width / part[axis]
+      partial = True
+  return 2 * size if partial else size
 
 
 class _Reader:
@@ -99,12 +125,14 @@ class _Reader:
 
   def _written(self, fusion: str, name: str, full: float) -> float:
     """Bytes that a fusion writes as its value `name`."""
-    for result, _, op, operands, line in self.bodies[fusion]:
+    if not full:
+      return 0.0  # kept on the chip
+    for result, shape, op, operands, line in self.bodies[fusion]:
       if result != name:
         continue
       names = _NAME.findall(operands)
       if op == 'dynamic-update-slice':
-        return _bytes(self.shapes[fusion].get(names[1], ''))
+        return _updated(shape, self.shapes[fusion].get(names[1], ''))
       if op in _ALIASES:
         return self._written(fusion, names[0], full)
       if op == 'tuple':
@@ -140,7 +168,9 @@ class _Reader:
     if op in _SLICES:
       return 2 * _bytes(shape)
     if op == 'dynamic-update-slice':
-      return 2 * sizes[1]
+      return sizes[1] + _updated(shape, shapes.get(names[1], ''))
+    if op == 'custom-call' and '"__cublas' in line:
+      return sum(sizes) + _bytes(_SCRATCH.sub(')', shape))
     if op.endswith('slice-start'):
       # Names what it slices and the slice, a weight a piece at a time.
       whole, part, *_ = _ARRAY.findall(shape)
@@ -151,14 +181,17 @@ class _Reader:
     return sum(sizes) + _bytes(shape)
 
 
-def memory_traffic(text: str, unknown_turns: int = 1) -> float:
+def memory_traffic(
+  text: str, unknown_turns: int = 1, main_turns: int | None = None
+) -> float:
   """Bytes read from and written to a device's memory in one run.
 
   Args:
     text: `compiled.as_text()`.
     unknown_turns: of loops whose number of turns the data decide.
+    main_turns: see `hlo.Module`.
   """
-  module = hlo.Module(text, unknown_turns)
+  module = hlo.Module(text, unknown_turns, main_turns)
   reader = _Reader(module)
   # Fusions and reductions call computations that move nothing themselves.
   found = module.total(

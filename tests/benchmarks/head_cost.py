@@ -23,8 +23,8 @@ def shares(model: str) -> tuple[float, float]:
   config = preset(model)
   step = accounting.decode_step(
     config,
-    problems=PROBLEMS,
-    candidates=CANDIDATES,
+    slots=PROBLEMS * CANDIDATES,
+    prompts=PROBLEMS,
     prompt=PROMPT,
     context=CONTEXT,
     devices=1,

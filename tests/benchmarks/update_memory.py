@@ -24,6 +24,7 @@ import jax  # noqa: E402
 from kernels.token_log_prob import reference  # noqa: E402
 from metastone_jax.compile_check import (  # noqa: E402
   accounting,
+  plan,
   programs,
   targets,
 )
@@ -55,13 +56,13 @@ def measure(target: targets.Target, remat: str, naive: bool):
   config.data.max_prompt_length = 2048
   config.data.max_response_length = 30_720
   config.phases.joint.sequences_per_microbatch = 1
-  plan = programs.Plan.make(
+  long_rows = plan.Plan.make(
     loop.parse_recipe(config),
     target,
     accounting.Lengths(7_680, 0.6, 30_720),
   )
   update, *_ = programs.recipe_programs(
-    plan, machine.devices(target), machine.devices(target.one_host())
+    long_rows, machine.devices(target), machine.devices(target.one_host())
   )
   form = contextlib.nullcontext()
   if naive:

@@ -1,6 +1,7 @@
 """FLOPs, bytes and seconds against numbers worked out by hand."""
 
 import dataclasses
+import heapq
 
 import numpy as np
 import pytest
@@ -93,8 +94,8 @@ def test_seconds_and_mfu():
 def test_decoding_reads_weights_and_caches_once():
   got = accounting.decode_step(
     CONFIG,
-    problems=2,
-    candidates=3,
+    slots=6,
+    prompts=2,
     prompt=5.0,
     context=7.0,
     devices=1,
@@ -110,6 +111,23 @@ def test_decoding_reads_weights_and_caches_once():
   assert got.flops == pytest.approx(forward)
 
 
+def test_prefill_makes_no_logits_and_writes_caches():
+  got = accounting.prefill(CONFIG, prompts=ROWS, length=T, devices=1, tensor=1)
+  assert got.flops == pytest.approx(2 * TOKENS * 2 * BLOCK + ATTENTION)
+  assert got.model_flops == got.flops
+  pairs = [(4, 4), (4, 2), (4, 2), (4, 4), (4, 8), (4, 8), (8, 4)]
+  block = sum(2 * (a * b + TOKENS * (a + b)) for a, b in pairs)
+  attention = 2 * TOKENS * 2 * (2 * 2 + 2 * 1)
+  cache = 4 * 2 * 1 * 2 * TOKENS
+  assert got.memory_bytes == pytest.approx(2 * (block + attention) + cache)
+  # Three prompts over three devices; over two, each reads all of them.
+  for devices, share in ((3, 3), (2, 1)):
+    split = accounting.prefill(
+      CONFIG, prompts=ROWS, length=T, devices=devices, tensor=1
+    )
+    assert split.flops == pytest.approx(got.flops / share)
+
+
 def test_the_head_is_a_small_part_of_a_decode_step():
   """A step without the head's weights and arithmetic, at every preset."""
   for model in head_cost.MODELS:
@@ -122,6 +140,31 @@ def test_expected_longest_against_simulation():
   rng = np.random.default_rng(0)
   drawn = np.minimum(100 * np.exp(0.6 * rng.normal(size=(20_000, 16))), 300)
   assert lengths.mean == pytest.approx(drawn.mean(), rel=0.01)
+  assert lengths.mean_square == pytest.approx((drawn**2).mean(), rel=0.01)
   for count in (1, 4, 16):
     longest = drawn[:, :count].max(axis=1).mean()
     assert lengths.expected_longest(count) == pytest.approx(longest, rel=0.01)
+
+
+@pytest.mark.parametrize(
+  ('responses', 'slots'), [(64, 64), (64, 24), (16, 4), (512, 64), (5, 8)]
+)
+def test_turns_of_a_queue_against_simulation(responses, slots):
+  """Each slot takes the next response when its own has ended."""
+  lengths = accounting.Lengths(8192.0, 0.6, 32768)
+  rng = np.random.default_rng(0)
+  turns, read = [], []
+  for _ in range(400):
+    drawn = 8192 * np.exp(0.6 * rng.normal(size=responses))
+    drawn = np.minimum(drawn, 32768)
+    ends = [0.0] * slots
+    for length in drawn:
+      heapq.heappush(ends, heapq.heappop(ends) + length)
+    turns.append(max(ends))
+    # A response reads 1, 2, ... of its own tokens, one turn after the other.
+    read.append(np.sum(drawn**2) / 2)
+  got = lengths.turns(responses, slots)
+  assert got == pytest.approx(np.mean(turns), rel=0.03)
+  want = np.mean(read) / (slots * np.mean(turns))
+  got = lengths.mean_context(responses, slots)
+  assert got == pytest.approx(want, rel=0.05)

@@ -33,6 +33,13 @@ def test_by_hand():
   assert found.total_sent == sum(found.sent.values())
 
 
+def test_turns_of_the_longest_loop_can_be_given():
+  """Seven instead of the five turns that its condition tells."""
+  found = hlo.collectives(TEXT, 8, main_turns=7)
+  assert found.count['all-gather'] == 8
+  assert found.unknown_loops == 1
+
+
 def _mesh():
   return Mesh(
     np.array(jax.devices()[:8]).reshape(2, 4),
