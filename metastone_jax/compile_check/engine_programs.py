@@ -32,41 +32,35 @@ class Shapes:
   """What a host's engine is like during a rollout.
 
   Attributes:
-    slots: responses that are written at a time, on all devices.
+    engine: its configuration.
+    shards: devices that share slots and rows.
     rows: of the prompt store.
     positions: of a prompt.
     columns: of a slot.
     read: prompts that a call of prefill reads.
-    turns: of a chunk.
-    shards: devices that share slots and rows.
-    prefill_tokens: positions that are read at a time.
   """
 
-  slots: int
+  engine: EngineConfig
+  shards: int
   rows: int
   positions: int
   columns: int
   read: int
-  turns: int
-  shards: int
-  prefill_tokens: int
 
   @classmethod
   def of(cls, plan: Plan) -> 'Shapes':
     """Of a recipe on a machine."""
-    engine, data, shards = EngineConfig(), plan.recipe.data, plan.shards
-    rows = min(plan.problems_per_host, plan.slots)
-    positions = bucket(data.max_prompt_length)
+    engine = plan.engine
+    positions = bucket(engine.positions)
+    rows = engine.num_prompts or engine.num_slots // engine.group
     at_a_time = max(1, engine.prefill_tokens // positions)
     return cls(
-      slots=plan.slots,
-      rows=-(-rows // shards) * shards,
+      engine=engine,
+      shards=plan.shards,
+      rows=rows,
       positions=positions,
-      columns=bucket(data.max_response_length),
-      read=bucket(min(at_a_time, plan.problems_per_host), 1),
-      turns=engine.turns,
-      shards=shards,
-      prefill_tokens=engine.prefill_tokens,
+      columns=engine.columns,
+      read=bucket(min(at_a_time, rows), 1),
     )
 
 
@@ -88,9 +82,10 @@ def _programs(plan: Plan, shapes: Shapes, sharder: Sharder) -> Programs:
     plan.model,
     sampling,
     sharder,
-    shapes.turns,
+    shapes.engine.turns,
     shapes.shards,
-    shapes.prefill_tokens,
+    shapes.engine.prefill_tokens,
+    bool(shapes.engine.group),
   )
 
 
@@ -100,7 +95,7 @@ def _abstract_slots(programs: Programs, shapes: Shapes):
   slots, _ = jax.eval_shape(
     functools.partial(
       programs.empty,
-      shapes.slots,
+      shapes.engine.num_slots,
       shapes.rows,
       shapes.positions,
       shapes.columns,
@@ -128,7 +123,9 @@ def _decode_attention(plan: Plan, shapes: Shapes) -> str:
   model, tensor = plan.model, plan.rollout_mesh['tensor']
   heads = tensor if model.num_kv_heads % tensor == 0 else 1
   a_token = accounting.cache_bytes_a_token(model) // model.num_layers
-  tokens = shapes.rows * shapes.positions + shapes.slots * shapes.columns
+  tokens = (
+    shapes.rows * shapes.positions + shapes.engine.num_slots * shapes.columns
+  )
   return choose_decode_attention(
     model.decode_attention,
     platform='tpu' if plan.target.chip.platform == 'tpu' else 'gpu',
@@ -146,6 +143,7 @@ def engine_programs(plan: Plan, devices: list) -> list[Program]:
     devices: of one of its hosts, described.
   """
   model, shapes = plan.model, Shapes.of(plan)
+  B, C = shapes.engine.num_slots, shapes.engine.turns
   sharder = Sharder(make_mesh(plan.rollout_mesh, devices))
   programs = _programs(plan, shapes, sharder)
   run = jitted(programs)
@@ -163,13 +161,11 @@ def engine_programs(plan: Plan, devices: list) -> list[Program]:
     return run['chunk'].lower(params, slots, integer(()))
 
   samples = plan.phase.samples_per_prompt
-  drawn = plan.responses_per_host, shapes.slots
-  step = functools.partial(
-    accounting.decode_step, model, slots=shapes.slots, **split
-  )
+  drawn = plan.responses_per_host, B
+  step = functools.partial(accounting.decode_step, model, slots=B, **split)
   work = step(
     # Candidates of one problem are written together.
-    prompts=min(plan.problems_per_host, -(-shapes.slots // samples)),
+    prompts=min(plan.problems_per_host, -(-B // samples)),
     prompt=plan.recipe.data.max_prompt_length / 2,
     context=plan.lengths.mean_context(*drawn),
   )
@@ -192,11 +188,11 @@ def engine_programs(plan: Plan, devices: list) -> list[Program]:
       name='decode',
       lower=lower_decode,
       devices=len(devices),
-      work=work * shapes.turns,
-      times=plan.lengths.turns(*drawn) / shapes.turns,
+      work=work * C,
+      times=plan.lengths.turns(*drawn) / C,
       attention=_decode_attention(plan, shapes),
       resident=waiting,
-      turns=shapes.turns,
+      turns=C,
       full_turn_bytes=full.memory_bytes,
     ),
   ]

@@ -11,6 +11,8 @@ from metastone_jax.compile_check.targets import Target
 from metastone_jax.errors import UserError
 from metastone_jax.model import ModelConfig, preset
 from metastone_jax.parallel.mesh import MESH_AXES, mesh_shape
+from metastone_jax.sampling.engine import EngineConfig
+from metastone_jax.training.loop import draws
 from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
 
 
@@ -85,10 +87,17 @@ class Plan:
     return self.problems_per_host * self.phase.samples_per_prompt
 
   @property
-  def slots(self) -> int:
-    """Responses that one host writes at a time; every device as many."""
-    slots = self.recipe.sampling.num_slots(self.responses_per_host)
-    return -(-slots // self.shards) * self.shards
+  def engine(self) -> EngineConfig:
+    """The engine of a host during a rollout."""
+    data = self.recipe.data
+    return draws.engine_shape(
+      problems=self.problems_per_host,
+      samples=self.phase.samples_per_prompt,
+      slots=self.recipe.sampling.num_slots(self.responses_per_host),
+      devices=self.shards,
+      positions=data.max_prompt_length,
+      columns=data.max_response_length,
+    )
 
   @property
   def state_bytes(self) -> float:

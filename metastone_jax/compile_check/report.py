@@ -114,7 +114,7 @@ def heading(plan: Plan) -> str:
     f'{data.max_prompt_length} + {data.max_response_length} tokens; '
     f'{phase.rollouts_per_step} responses a step, {phase.updates_per_rollout} '
     f'updates of {phase.rows_per_update} rows in {pieces} micro-batches; a '
-    f'host writes {plan.slots} responses at a time on '
+    f'host writes {plan.engine.num_slots} responses at a time on '
     f'{rollout or "one device"}; '
     f'remat {plan.model.remat}'
   )
@@ -190,13 +190,13 @@ def iteration(plan: Plan, rows: Sequence[Row]) -> str:
     f'{name} {value:.0f} s ({100 * value / total:.0f} %)'
     for name, value in seconds.items()
   )
-  lengths = plan.lengths
-  turns = lengths.turns(plan.responses_per_host, plan.slots)
+  lengths, slots = plan.lengths, plan.engine.num_slots
+  turns = lengths.turns(plan.responses_per_host, slots)
   return (
     f'One iteration at the roofline: {total:.0f} s = {parts}. Responses: '
     f'log-normal, median {lengths.median:.0f}, sigma {lengths.sigma:g}, cut '
     f'at {lengths.limit}: mean {lengths.mean:.0f} tokens, the longest of '
-    f'{plan.slots} {lengths.expected_longest(plan.slots):.0f}; a host writes '
+    f'{slots} {lengths.expected_longest(slots):.0f}; a host writes '
     f'its {plan.responses_per_host} in {turns:.0f} turns; updates at full '
     'padded length.'
   )

@@ -29,17 +29,18 @@ def test_the_engine_of_a_host():
   plan = _plan('32b', 'v5p-128')
   assert (plan.problems_per_host, plan.responses_per_host) == (8, 64)
   shapes = Shapes.of(plan)
-  assert (shapes.slots, shapes.rows, shapes.shards) == (24, 8, 1)
+  assert (shapes.engine.num_slots, shapes.rows, shapes.shards) == (24, 6, 1)
   # Four prompts of 2,048 positions at a time.
   assert (shapes.positions, shapes.columns, shapes.read) == (2048, 32768, 4)
-  plan = _plan('32b', 'v6e-256')
-  shapes = Shapes.of(plan)
-  assert (shapes.slots, shapes.rows, shapes.read) == (4, 2, 2)
+  # Every problem has its own slots.
+  shapes = Shapes.of(_plan('1p5b', 'v6e-8'))
+  assert (shapes.engine.num_slots, shapes.rows, shapes.shards) == (256, 32, 8)
+  assert (shapes.engine.group, shapes.read) == (8, 8)
   # Every device has as many slots and rows, also where nothing fills them.
   shapes = Shapes.of(_plan('1p5b', 'v6e-8', slots=50))
-  assert (shapes.slots, shapes.rows, shapes.shards) == (56, 32, 8)
+  assert (shapes.engine.num_slots, shapes.rows) == (56, 16)
   shapes = Shapes.of(_plan('1p5b', 'v6e-8', slots=3))
-  assert (shapes.slots, shapes.rows, shapes.read) == (8, 8, 8)
+  assert (shapes.engine.num_slots, shapes.rows, shapes.read) == (8, 8, 8)
 
 
 def test_prefill_and_decode_of_a_host():
@@ -48,7 +49,7 @@ def test_prefill_and_decode_of_a_host():
   assert (prefill.name, decode.name) == ('prefill', 'decode')
   # 64 layers, 8 heads of 128 over 4 devices, keys and values, 2 bytes.
   a_token = 64 * 2 * 128 * 2 * 2
-  caches = a_token * (24 * 32768 + 8 * 2048)
+  caches = a_token * (24 * 32768 + 6 * 2048)
   beside = plan.state_bytes + plan.reference_bytes
   assert decode.resident == beside
   # Masks, features and numbers of a slot beside the caches.

@@ -65,33 +65,18 @@ class Sampler:
       partial: responses may go on from tokens that are written, each with a
         prompt of its own.
     """
-    responses = problems * samples
-    slots = min(slots or setup.recipe.sampling.num_slots(responses), responses)
-    devices = setup.hosts.local.num_parts('batch')
-    if partial:
-      slots, prompts, group = _multiple(slots, devices), None, 0
-    elif slots == responses:
-      # All start at once: every problem has its own slots.
-      slots = _multiple(problems, devices) * samples
-      prompts, group = None, samples
-    else:
-      # Problems whose last responses are long must not keep slots from others.
-      prompts = _multiple(min(slots, 2 * -(-slots // samples)), devices)
-      slots, group = _multiple(slots, devices), 0
-    longest = config.max_response_length
-    turns = longest if longest <= _WHOLE else _TURNS
-    if partial:  # Between chunks it is seen that enough is complete.
-      turns = min(turns, -(-longest // _PARTS))
+    draw, data = setup.recipe.sampling, setup.recipe.data
     return cls(
       setup,
       config,
-      EngineConfig(
-        num_slots=slots,
-        num_prompts=prompts,
-        group=group,
-        turns=turns,
-        positions=setup.recipe.data.max_prompt_length,
-        columns=longest,
+      engine_shape(
+        problems=problems,
+        samples=samples,
+        slots=slots or draw.num_slots(problems * samples),
+        devices=setup.hosts.local.num_parts('batch'),
+        positions=data.max_prompt_length,
+        columns=config.max_response_length,
+        partial=partial,
       ),
     )
 
@@ -129,6 +114,52 @@ class Sampler:
     return stack(
       [found[index] for index in sorted(found)], len(requests), self.config
     )
+
+
+def engine_shape(
+  *,
+  problems: int,
+  samples: int,
+  slots: int,
+  devices: int,
+  positions: int,
+  columns: int,
+  partial: bool = False,
+) -> EngineConfig:
+  """The engine that draws a host's share of problems.
+
+  Args:
+    problems: that are drawn together.
+    samples: responses to each.
+    slots: responses that are drawn at a time.
+    devices: that share the slots: all have equally many slots and prompts.
+    positions: of the longest prompt.
+    columns: of the longest response.
+    partial: see `Sampler.build`.
+  """
+  responses = problems * samples
+  slots = min(slots, responses)
+  if partial:
+    slots, prompts, group = _multiple(slots, devices), None, 0
+  elif slots == responses:
+    # All start at once: every problem has its own slots.
+    slots = _multiple(problems, devices) * samples
+    prompts, group = None, samples
+  else:
+    # Problems whose last responses are long must not keep slots from others.
+    prompts = _multiple(min(slots, 2 * -(-slots // samples)), devices)
+    slots, group = _multiple(slots, devices), 0
+  turns = columns if columns <= _WHOLE else _TURNS
+  if partial:  # Between chunks it is seen that enough is complete.
+    turns = min(turns, -(-columns // _PARTS))
+  return EngineConfig(
+    num_slots=slots,
+    num_prompts=prompts,
+    group=group,
+    turns=turns,
+    positions=positions,
+    columns=columns,
+  )
 
 
 def _multiple(count: int, of: int) -> int:

@@ -9,7 +9,6 @@ import jax
 
 from metastone_jax.model import ModelConfig
 from metastone_jax.parallel import Sharder
-from metastone_jax.sampling import SamplingConfig, sample
 from metastone_jax.training import step as step_lib
 from metastone_jax.training.loop.row_plan import RowPlan
 from metastone_jax.training.optimiser import OptimiserConfig
@@ -56,16 +55,5 @@ def log_prob_program(
       sharder=sharder,
       with_step_logit=False,
       layout=plan.layout,
-    )
-  )
-
-
-def rollout_program(
-  sampling: SamplingConfig, *, model_config: ModelConfig, sharder: Sharder
-):
-  """The jitted draw: (params, prompts, lengths, seed, draws, candidates)."""
-  return jax.jit(
-    functools.partial(
-      sample, model_config=model_config, config=sampling, sharder=sharder
     )
   )
