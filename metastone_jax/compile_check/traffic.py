@@ -7,7 +7,8 @@ as the update; on a TPU memory holds tiles, and an update of parts of tiles
 reads these and writes them back. Arrays that the compiler keeps on the chip
 (TPU memory space 1 and above) count nothing, nor does the scratch memory of
 cuBLAS. A kernel counts what its own cost estimate says, which knows the blocks
-it reads again; without an estimate, every operand and result once.
+it reads again, less what of it lies on the chip; without an estimate, every
+operand and result once.
 
 A GPU's caches are not modelled: what a later kernel finds in L2 still counts.
 """
@@ -155,7 +156,9 @@ class _Reader:
     names = _NAME.findall(operands)
     sizes = [_bytes(shapes.get(name, '')) for name in names]
     if op == 'custom-call' and (estimate := _ESTIMATE.search(line)):
-      return float(estimate[1])
+      arrays = _ARRAY.findall(' '.join([shape, *(shapes[x] for x in names)]))
+      here = sum(hlo.all_bytes(x) for x in arrays if _ON_CHIP.search(x))
+      return max(0.0, float(estimate[1]) - here)
     if op == 'fusion':
       fusion = _CALLS.search(line)[1]
       read = sum(

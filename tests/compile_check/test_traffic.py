@@ -40,7 +40,8 @@ def test_slices_on_chip_arrays_and_kernels_that_say_what_they_read():
   text = (pathlib.Path(__file__).parent / 'kernel.hlo').read_text()
   # The first fusion reads 512 and writes on the chip; `negate` moves 2,048
   # twice; the second reads all 2,048 through a nested bitcast and writes 512.
-  moved = 512 + 7000 + 2 * 2048 + 2048 + 512
+  # The kernel says 7,000, 512 of them of what the first fusion wrote.
+  moved = 512 + 7000 - 512 + 2 * 2048 + 2048 + 512
   # One column of a tile of 128 is written: the tiles are read and written, 128
   # rows of 128 columns of two. One row of eight likewise, and it is read.
   moved += 2 * (2 * 128 * 128 * 2)
