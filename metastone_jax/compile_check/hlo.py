@@ -6,6 +6,10 @@ and of collective matrix products count up from 0 by 1). A loop without such a
 constant (scoring the marks that there are) counts once and is named. Decoding
 ends when its rows have ended: how often that loop turns is the caller's to say.
 
+A TPU's compiler may carry a collective through others' fusions, a step in each,
+also through whole loops: the operation is named in all of them, and counts
+where it starts.
+
 Bytes are those that ONE device sends, for a ring over n devices:
 
   all-gather, all-to-all    output x (n - 1) / n
@@ -55,6 +59,10 @@ _CALLED = re.compile(
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _CONSTANT = re.compile(r'[su]\d+\[\][^ ]* constant\((\d+)\)')
 _KNOWN = re.compile(r'known_trip_count"?:\{"n":"(\d+)"\}')
+# An operation that is carried through fusions, and where that starts and ends.
+CARRIED = 'frontend_attributes={chain_id='
+CARRIED_FROM = 'custom_call_target="AsyncCollectiveStart"'
+CARRIED_TO = 'custom_call_target="AsyncCollectiveDone"'
 _GROUPS_LIST = re.compile(r'replica_groups=\{\{([\d,]+)\}')
 _GROUPS_IOTA = re.compile(r'replica_groups=\[(\d+),(\d+)\]')
 _GROUPS_MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}')
@@ -180,6 +188,10 @@ class Module:
       loops, key=lambda body: len(self.bodies.get(body, ())), default=None
     )
 
+  def has(self, computation: str, text: str) -> bool:
+    """Whether a line of a computation holds a text."""
+    return any(text in line for line in self.bodies[computation])
+
   def _turns(self, line: str, condition: str, body: str) -> int:
     if self._main_turns is not None and body == self._main_loop:
       return self._main_turns
@@ -249,9 +261,10 @@ def collectives(
   module = Module(text, main_turns=main_turns)
 
   def of_line(computation: str, line: str) -> dict[str, float]:
-    del computation
     found = _OP.search(line)
     if not found:
+      return {}
+    if CARRIED in line and not module.has(computation, CARRIED_FROM):
       return {}
     result, kind, start = found.groups()
     sent = _sent(kind, bool(start), result, group_size(line, devices))

@@ -4,7 +4,8 @@ Every instruction outside fusions reads its operands and writes its result; a
 loop's body counts as often as the loop runs (as the caller says, where the data
 decide). What a fusion only slices counts as the slice, what it updates in place
 as the update; on a TPU memory holds tiles, and an update of parts of tiles
-reads these and writes them back. Arrays that the compiler keeps on the chip
+reads these and writes them back. A collective that is carried through fusions
+counts where it starts. Arrays that the compiler keeps on the chip
 (TPU memory space 1 and above) count nothing, nor does the scratch memory of
 cuBLAS. A kernel counts what its own cost estimate says, which knows the blocks
 it reads again, less what of it lies on the chip; without an estimate, every
@@ -83,6 +84,11 @@ class _Reader:
   """Sizes by name, and what fusions read and write."""
 
   def __init__(self, module: hlo.Module):
+    self._module = module
+    # Fusions that carry a step of a collective besides what they compute.
+    self._carry = {
+      name for name in module.bodies if module.has(name, hlo.CARRIED)
+    }
     self.bodies = {
       name: [
         found.groups() + (line,)
@@ -104,6 +110,8 @@ class _Reader:
       names = _NAME.findall(operands)
       if name not in names:
         continue
+      if fusion in self._carry and (op == 'tuple' or hlo.CARRIED in line):
+        continue  # handed on, or counted where the collective starts
       if op in _SLICES and names[0] == name:
         read += _bytes(shape)
       elif op == 'dynamic-update-slice' and names[0] == name:
@@ -140,11 +148,18 @@ class _Reader:
         return sum(
           self._written(fusion, x, _bytes(self.shapes[fusion][x]))
           for x in names
+          if not (fusion in self._carry and self._is_carried(fusion, x))
         )
       if op == 'fusion':
         inner = _CALLS.search(line)[1]
         return self._written(inner, self.bodies[inner][-1][0], full)
     return full
+
+  def _is_carried(self, fusion: str, name: str) -> bool:
+    return any(
+      result == name and (op == 'parameter' or hlo.CARRIED in line)
+      for result, _, op, _, line in self.bodies[fusion]
+    )
 
   def moved(self, computation: str, line: str) -> float:
     """Bytes of one instruction of a computation that is no fusion."""
@@ -161,6 +176,14 @@ class _Reader:
       return max(0.0, float(estimate[1]) - here)
     if op == 'fusion':
       fusion = _CALLS.search(line)[1]
+      if self._module.has(fusion, hlo.CARRIED_TO):
+        return 0.0
+      if self._module.has(fusion, hlo.CARRIED_FROM):
+        return sum(sizes) + sum(
+          _bytes(shape)
+          for _, shape, _, _, line in self.bodies[fusion]
+          if hlo.CARRIED in line
+        )
       read = sum(
         self._read(fusion, self._parameter(fusion, place), size)
         for place, size in enumerate(sizes)

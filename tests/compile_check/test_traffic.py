@@ -48,4 +48,6 @@ def test_slices_on_chip_arrays_and_kernels_that_say_what_they_read():
   moved += 512 + 2 * (8 * 128 * 4)
   moved += 512  # a row of four, to the chip
   moved += 2 * 2048 + 64  # without the scratch
+  # A gather of 2,048 to 8,192, and what the fusion that carries it computes.
+  moved += 2048 + 8192 + 2 * 2048
   assert traffic.memory_traffic(text) == moved
