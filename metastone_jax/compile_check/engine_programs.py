@@ -23,8 +23,8 @@ from metastone_jax.compile_check.plan import Plan, attention_kind
 from metastone_jax.compile_check.program import Program, compute_params
 from metastone_jax.parallel import Sharder, make_mesh
 from metastone_jax.sampling import SamplingConfig
-from metastone_jax.sampling.engine.engine import EngineConfig, bucket
 from metastone_jax.sampling.engine.programs import Programs, jitted, placement
+from metastone_jax.sampling.engine.shape import EngineConfig, bucket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Shapes:
     """Of a recipe on a machine."""
     engine = plan.engine
     positions = bucket(engine.positions)
-    rows = engine.num_prompts or engine.num_slots // engine.group
+    rows = engine.num_prompts or engine.num_slots // (engine.group or 1)
     at_a_time = max(1, engine.prefill_tokens // positions)
     return cls(
       engine=engine,

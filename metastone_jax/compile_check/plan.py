@@ -97,6 +97,7 @@ class Plan:
       devices=self.shards,
       positions=data.max_prompt_length,
       columns=data.max_response_length,
+      partial=self.phase.partial_rollouts > 0,
     )
 
   @property
