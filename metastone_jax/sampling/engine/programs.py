@@ -370,30 +370,6 @@ def _options(sharder: Sharder) -> dict:
   return {}
 
 
-def _options(sharder: Sharder) -> dict:
-  """Compiler options of a chunk."""
-  device = jax.devices()[0]
-  if sharder.mesh is not None:
-    device = sharder.mesh.devices.flat[0]
-  if device.platform == 'gpu':
-    # XLA joins products of one input (gate and up; queries, keys, values) to
-    # one, for which it copies their weights side by side, here in every turn.
-    return {'xla_gpu_dot_merger_threshold_mb': 0}
-  return {}
-
-
-def _options(sharder: Sharder) -> dict:
-  """Compiler options of a chunk."""
-  device = jax.devices()[0]
-  if sharder.mesh is not None:
-    device = sharder.mesh.devices.flat[0]
-  if device.platform == 'gpu':
-    # XLA joins products of one input (gate and up; queries, keys, values) to
-    # one, for which it copies their weights side by side, here in every turn.
-    return {'xla_gpu_dot_merger_threshold_mb': 0}
-  return {}
-
-
 @functools.cache
 def jitted(programs: Programs) -> dict:
   """Compiled once a process; slots and prompts are donated."""
