@@ -30,8 +30,14 @@ def read_lines(path: epath.PathLike, what: str) -> list[dict[str, Any]]:
   path = epath.Path(path)
   if not path.exists():
     raise UserError(f'there is no {what} {path}')
+  try:
+    content = path.read_bytes()
+  except OSError as error:
+    raise UserError(
+      f'{what} {path} cannot be read: {error.strerror or error}'
+    ) from error
   found = []
-  for number, line in enumerate(path.read_bytes().splitlines(), 1):
+  for number, line in enumerate(content.splitlines(), 1):
     if not line.strip():
       continue
     try:
@@ -86,25 +92,38 @@ class AnswersFile:
     questions: Sequence[str],
     settings: Mapping[str, Any],
   ):
-    self._path = epath.Path(path)
-    self._lines: dict[int, str] = {}
+    self._path, self._questions = epath.Path(path), questions
     self._written = time.monotonic()
     side = self._path.parent / f'{self._path.name}.settings.json'
     if self._path.exists():
       self._check_settings(side, settings)
-      for row in read_lines(self._path, '--output'):
-        index = row.get('index')
-        known = isinstance(index, int) and 0 <= index < len(questions)
-        if not known or row.get('prompt') != questions[index]:
-          raise UserError(
-            f'{self._path} holds answers to other questions than --input; '
-            'give another --output'
-          )
-        self._lines[index] = json.dumps(row, ensure_ascii=False)
+    self._lines = self._on_disk()
     _write(side, json.dumps(dict(settings), indent=1))
 
+  def _on_disk(self) -> dict[int, str]:
+    """The lines of the file by index."""
+    if not self._path.exists():
+      return {}
+    found = {}
+    for row in read_lines(self._path, '--output'):
+      index = row.get('index')
+      known = isinstance(index, int) and 0 <= index < len(self._questions)
+      if not known or row.get('prompt') != self._questions[index]:
+        raise UserError(
+          f'{self._path} holds answers to other questions than --input; '
+          'give another --output'
+        )
+      found[index] = json.dumps(row, ensure_ascii=False)
+    return found
+
   def _check_settings(self, side: epath.Path, settings) -> None:
-    had = json.loads(side.read_text()) if side.exists() else {}
+    try:
+      had = json.loads(side.read_text()) if side.exists() else {}
+    except ValueError as error:
+      raise UserError(
+        f'{side} is damaged ({error}); remove it with {self._path.name}, or '
+        'give another --output'
+      ) from error
     for name, value in settings.items():
       if had.get(name) != value:
         raise UserError(
@@ -119,11 +138,13 @@ class AnswersFile:
 
   def add(self, index: int, row: Mapping[str, Any]) -> None:
     """One more answer; the file follows within some seconds."""
-    self._lines[index] = json.dumps({'index': index, **row}, ensure_ascii=False)
+    self._lines[index] = json.dumps({**row, 'index': index}, ensure_ascii=False)
     if time.monotonic() - self._written > _SECONDS:
       self._save()
 
   def _save(self) -> None:
+    # Another run may have written what this one lacks.
+    self._lines = self._on_disk() | self._lines
     lines = [self._lines[index] + '\n' for index in sorted(self._lines)]
     _write(self._path, ''.join(lines))
     self._written = time.monotonic()

@@ -13,6 +13,7 @@ from metastone_jax.sampling.engine import (
   Candidate,
   Election,
   Engine,
+  EngineConfig,
   Rejection,
   Request,
   SearchConfig,
@@ -114,7 +115,8 @@ _TURNS = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.')
 
-# Everything that an answer depends on; not how many are drawn at a time.
+# Everything that an answer depends on. How many are drawn at a time is of
+# weight only where candidates are given up on the way, see `Drawing.settings`.
 _ANSWER_FLAGS = (
   _STRATEGY,
   _WIDTH,
@@ -229,7 +231,7 @@ class Drawing:
     if budget is None and tokenizer.has_think_tags:
       budget = max(1, int(effort.thinking * _MAX_TOKENS.value))
     marks = _MARKS.value or step_marks or tokenizer.find_step_marks()[:1]
-    return cls(
+    drawing = cls(
       k,
       SamplingConfig(
         max_response_length=_MAX_TOKENS.value + answer,
@@ -255,27 +257,48 @@ class Drawing:
       tokenizer,
       chat,
     )
+    # Bad numbers are refused now, not after the weights were read.
+    drawing._rejection()
+    drawing.engine_config(1, 1)
+    if not 0 <= _SEED.value < 2**31:
+      raise UserError(f'--seed={_SEED.value} must be in 0..2^31-1')
+    return drawing
 
   @property
   def settings(self) -> dict:
     """What the answers depend on, as JSON has it."""
     found = {flag.name: flag.value for flag in _ANSWER_FLAGS}
     budget = self.sampling.thinking_budget
+    if _STRATEGY.value in ('majority', 'weighted') or self.prunes:
+      found |= {flag.name: flag.value for flag in (_SLOTS, _TURNS)}
     return found | {'k': self.k, 'thinking_budget': budget}
+
+  @property
+  def prunes(self) -> bool:
+    """Whether candidates are given up by their score so far."""
+    return _PRUNE_AT.value is not None
 
   @property
   def seed(self) -> int:
     """Of the draws."""
     return _SEED.value
 
-  def slots(self, questions: int, shards: int) -> int:
-    """Candidates that are written at a time, equally many a share of them."""
-    return -(-min(_SLOTS.value, self.k * questions) // shards) * shards
+  def engine_config(self, questions: int, shards: int) -> EngineConfig:
+    """The engine for so many questions.
 
-  @property
-  def turns(self) -> int:
-    """Tokens between two looks at the candidates."""
-    return min(_TURNS.value, _PRUNE_AT.value or _TURNS.value)
+    Args:
+      questions: to be answered.
+      shards: devices that share the slots, equally many each.
+    """
+    slots = min(_SLOTS.value, max(1, self.k) * questions)
+    turns = _TURNS.value
+    if _PRUNE_AT.value:
+      turns = min(turns, _PRUNE_AT.value)
+    return EngineConfig(
+      num_slots=-(-slots // shards) * shards,
+      turns=turns,
+      context=self.context,
+    )
 
   def request(self, question: str, draw: int) -> Request:
     """A question as the engine takes it.
@@ -309,8 +332,8 @@ class Drawing:
         yield _elected(election)
       return
     prune = None
-    if _PRUNE_AT.value is not None:
-      prune = Rejection(self.sampling, _PRUNE_AT.value, _PRUNE_KEEP.value)
+    if self.prunes:
+      prune = self._rejection()
     yield from best_of(
       engine,
       requests,
@@ -319,6 +342,9 @@ class Drawing:
       prune=prune,
       stop=self.stop,
     )
+
+  def _rejection(self) -> Rejection:
+    return Rejection(self.sampling, _PRUNE_AT.value or 0, _PRUNE_KEEP.value)
 
   def _answer_of(self, candidate: Candidate) -> Hashable | None:
     """The last box of what follows the thinking; None if it was cut off."""

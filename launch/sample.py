@@ -28,7 +28,7 @@ from metastone_jax.evaluation import result_output
 from metastone_jax.model import unstack_params
 from metastone_jax.parallel import Sharder, make_mesh
 from metastone_jax.sampling import decode_params
-from metastone_jax.sampling.engine import Answer, Engine, EngineConfig, Request
+from metastone_jax.sampling.engine import Answer, Engine, Request
 from metastone_jax.telemetry import ByteProgress, Progress
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The model.')
@@ -108,6 +108,8 @@ def main() -> None:
       drawing.request(question, index)
       for index, (question, _) in enumerate(questions)
     ]
+    # Now: a run that goes on has a newer one later.
+    step = pretrained.verified_step(_STEP.value)
     config = pretrained.configure(
       dtype=_DTYPE.value, param_dtype=_DTYPE.value, remat='none'
     )
@@ -121,7 +123,8 @@ def main() -> None:
       params = pretrained.load(
         config,
         sharder,
-        step=_STEP.value,
+        step=step,
+        verified=step is not None,
         progress=ByteProgress(progress, 'read'),
       )
       engine = Engine(
@@ -129,10 +132,8 @@ def main() -> None:
         drawing.seed,
         model_config=config,
         config=drawing.sampling,
-        engine_config=EngineConfig(
-          num_slots=drawing.slots(len(wanted), jax.device_count()),
-          turns=drawing.turns,
-          context=drawing.context,
+        engine_config=drawing.engine_config(
+          len(wanted), sharder.num_parts('batch')
         ),
         sharder=sharder,
       )
@@ -148,7 +149,14 @@ def main() -> None:
       seconds = time.monotonic() - started
       progress.update(1, tokens=answer.tokens)
     else:
-      _answer_all(questions, requests, answers, decode, drawing, progress)
+      settings = drawing.settings | {
+        'step': step,
+        **{flag.name: flag.value for flag in (_CHECKPOINT, _SYSTEM, _DTYPE)},
+      }
+      with AnswersFile(
+        _OUTPUT.value, [question for question, _ in questions], settings
+      ) as file:
+        _answer_all(file, questions, requests, answers, decode, progress)
       return
   if _JSON.value:
     row = _row(questions[0], answer, decode, seconds)
@@ -170,8 +178,8 @@ def _row(question, answer: Answer, decode, seconds: float) -> dict:
   """A line of the output, as the released code has it."""
   text, fields = question
   return {
-    'prompt': text,
     **fields,
+    'prompt': text,
     'output': result_output(
       decode(answer.token_A.tolist()),
       seconds,
@@ -185,29 +193,24 @@ def _row(question, answer: Answer, decode, seconds: float) -> dict:
 
 
 def _answer_all(
-  questions, requests, answers, decode, drawing: Drawing, progress
+  file: AnswersFile, questions, requests, answers, decode, progress
 ) -> None:
   """Every question without an answer yet, into the file."""
-  settings = drawing.settings | {
-    flag.name: flag.value for flag in (_CHECKPOINT, _STEP, _SYSTEM, _DTYPE)
-  }
-  texts = [question for question, _ in questions]
-  with AnswersFile(_OUTPUT.value, texts, settings) as file:
-    wanted = [r for r in requests if r.draw not in file.done]
-    if not wanted:
-      progress.note(f'{_OUTPUT.value} has all {len(requests)} answers')
-      return
-    started, tokens = time.monotonic(), 0
-    for count, answer in enumerate(answers(wanted), 1):
-      index = answer.request.draw
-      seconds = (time.monotonic() - started) / count  # its share
-      row = _row(questions[index], answer, decode, seconds)
-      file.add(index, row)
-      if _JSON.value:
-        print(json.dumps({'index': index, **row}, ensure_ascii=False))
-      tokens += answer.tokens
-      progress.update(len(requests) - len(wanted) + count, tokens=answer.tokens)
-  print(
+  wanted = [r for r in requests if r.draw not in file.done]
+  if not wanted:
+    progress.note(f'{_OUTPUT.value} has all {len(requests)} answers')
+    return
+  started, tokens = time.monotonic(), 0
+  for count, answer in enumerate(answers(wanted), 1):
+    index = answer.request.draw
+    seconds = (time.monotonic() - started) / count  # its share
+    row = _row(questions[index], answer, decode, seconds)
+    file.add(index, row)
+    if _JSON.value:
+      print(json.dumps({**row, 'index': index}, ensure_ascii=False), flush=True)
+    tokens += answer.tokens
+    progress.update(len(requests) - len(wanted) + count, tokens=answer.tokens)
+  progress.note(
     f'{_OUTPUT.value}: {len(wanted)} answers, {tokens} tokens in '
     f'{time.monotonic() - started:.1f} s'
   )

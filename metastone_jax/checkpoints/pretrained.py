@@ -25,6 +25,7 @@ from metastone_jax.checkpoints.huggingface.safetensors_files import (
   SafetensorsFolder,
 )
 from metastone_jax.checkpoints.huggingface.source import TensorSource
+from metastone_jax.checkpoints.manager import CheckpointManager
 from metastone_jax.checkpoints.model_folder import (
   CHECKPOINTS,
   is_ours,
@@ -208,6 +209,20 @@ class Pretrained:
       if (folder / name).exists():
         return folder / name
     return None
+
+  def verified_step(self, step: int | None = None) -> int | None:
+    """The checkpoint that `load` takes; None if it is no folder of ours.
+
+    Args:
+      step: which; None = the newest.
+
+    Raises:
+      UserError: no such checkpoint, or a damaged one.
+    """
+    if self._source is not None:
+      return None
+    with CheckpointManager(self.path / CHECKPOINTS, read_only=True) as manager:
+      return manager.verified_step(step)
 
   def load(
     self,

@@ -89,11 +89,13 @@ class Plan:
   @property
   def engine(self) -> EngineConfig:
     """The engine of a host during a rollout."""
-    data = self.recipe.data
+    data, samples = self.recipe.data, self.phase.samples_per_prompt
+    problems = self.problems_per_host
+    problems += self.phase.partial_rollouts // self.target.hosts
     return draws.engine_shape(
-      problems=self.problems_per_host,
-      samples=self.phase.samples_per_prompt,
-      slots=self.recipe.sampling.num_slots(self.responses_per_host),
+      problems=problems,
+      samples=samples,
+      slots=self.recipe.sampling.num_slots(problems * samples),
       devices=self.shards,
       positions=data.max_prompt_length,
       columns=data.max_response_length,

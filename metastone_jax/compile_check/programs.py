@@ -55,7 +55,7 @@ def abstract_batch(
     }
     if phase.updates_per_rollout > 1:
       fields['old_log_prob_BT'] = real
-    elif phase.score_loss != 'bce':
+    elif phase.score_loss != 'bce' and not phase.partial_rollouts:
       fields['step_logit_BT'] = real
     if phase.objective_config.kl_coefficient:
       fields['ref_log_prob_BT'] = real

@@ -67,6 +67,36 @@ def test_answers_outlive_a_restart(tmp_path):
   ]
 
 
+def test_fields_of_the_input_do_not_hide_ours(tmp_path):
+  path = tmp_path / 'out.jsonl'
+  with AnswersFile(path, QUESTIONS, SETTINGS) as file:
+    file.add(1, {'index': 10, 'prompt': 'b'})
+  with AnswersFile(path, QUESTIONS, SETTINGS) as file:
+    assert file.done == {1}
+
+
+def test_what_another_run_wrote_stays(tmp_path):
+  path = tmp_path / 'out.jsonl'
+  with AnswersFile(path, QUESTIONS, SETTINGS) as late:
+    with AnswersFile(path, QUESTIONS, SETTINGS) as file:
+      file.add(0, {'prompt': 'a'})
+      file.add(1, {'prompt': 'b'})
+    late.add(2, {'prompt': 'c'})
+  assert [row['index'] for row in _read(path)] == [0, 1, 2]
+
+
+def test_a_damaged_settings_file_or_a_folder_is_named(tmp_path):
+  path = tmp_path / 'out.jsonl'
+  with AnswersFile(path, QUESTIONS, SETTINGS) as file:
+    file.add(0, {'prompt': 'a'})
+  (tmp_path / 'out.jsonl.settings.json').write_text('{')
+  with pytest.raises(UserError, match='settings.json is damaged'):
+    AnswersFile(path, QUESTIONS, SETTINGS)
+  (tmp_path / 'folder').mkdir()
+  with pytest.raises(UserError, match='folder cannot be read|holds answers'):
+    AnswersFile(tmp_path / 'folder', QUESTIONS, {})
+
+
 def test_other_questions_or_settings_are_refused(tmp_path):
   path = tmp_path / 'out.jsonl'
   with AnswersFile(path, QUESTIONS, SETTINGS) as file:

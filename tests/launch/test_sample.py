@@ -149,6 +149,8 @@ QUESTION = '--question=1 + 2'
     ((QUESTION, '--stop_token=none such'), "not have 'none such' as one token"),
     ((QUESTION, '--max_tokens=128'), f'do not fit the context of {CONTEXT}'),
     ((QUESTION, '--stop='), 'a stop string is empty'),
+    ((QUESTION, '--prune_at=-1'), 'pruning needs first >= 0'),
+    ((QUESTION, '--seed=-1'), '--seed=-1 must be in'),
     (
       (QUESTION, '--form=trace', '--strategy=majority'),
       '--strategy=majority is about whole responses',

@@ -99,6 +99,11 @@ def best_of(
   requests = list(requests)
   problems = by_draw(requests)
   if form == 'trace':
+    for request in requests:
+      whole = request.limit(engine.config) + answer_length
+      dataclasses.replace(request, max_tokens=whole).check(
+        engine.config, engine.context
+      )
     requests = [dataclasses.replace(r, ends='trace') for r in requests]
   ended: dict[int, list[Candidate]] = {draw: [] for draw in problems}
   judged: dict[int, tuple[tuple[Candidate, ...], int]] = {}

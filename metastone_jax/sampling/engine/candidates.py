@@ -54,6 +54,11 @@ class Request:
       raise UserError(f'{name}: the prompt is empty; give at least one token')
     if not self.candidates:
       raise UserError(f'{name}: k = 0 candidates; ask for at least 1')
+    if len(set(self.candidates)) < len(self.candidates):
+      raise UserError(
+        f'{name}: candidates={self.candidates} names one twice, which would be '
+        'the same response'
+      )
     if self.ends not in ENDS:
       raise UserError(
         f'{name}: ends={self.ends!r}; use one of {", ".join(ENDS)}'
@@ -64,6 +69,12 @@ class Request:
         f'{name}: max_tokens={limit} must lie in '
         f'[{least}, {config.max_response_length}], from one more than are '
         'written to sampling.max_response_length'
+      )
+    budget, trace = self.budget(config), self.ends == 'trace'
+    if budget < 1 or (trace and budget >= limit):
+      most = f' and below the {limit} tokens of a trace' if trace else ''
+      raise UserError(
+        f'{name}: thinking_budget={budget} must be at least 1{most}'
       )
     if context is not None and len(self.prompt) + limit > context:
       raise UserError(
@@ -209,6 +220,26 @@ class Draft:
       self.last_logit,
       config,
     )
+
+
+def refuse_nan(draft: Draft, part: Sequence[np.ndarray], last_logit) -> None:
+  """Raises UserError if a log-prob or a step logit of a chunk is no number.
+
+  Args:
+    draft: whose.
+    part: (token, log_prob, forced, step_logit) of the chunk.
+    last_logit: z at its end.
+  """
+  for what, x in (
+    ('log-prob', part[1]),
+    ('step logit', np.append(part[3], last_logit)),
+  ):
+    wrong = x[~np.isfinite(x)]
+    if len(wrong):
+      raise UserError(
+        f'a {what} of draw {draft.request.draw}, candidate {draft.number} is '
+        f'{wrong[0]}: the weights hold NaN or infinity; load another checkpoint'
+      )
 
 
 def score_of(

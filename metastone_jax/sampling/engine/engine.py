@@ -28,6 +28,7 @@ from metastone_jax.sampling.engine.candidates import (
   Candidate,
   Draft,
   Request,
+  refuse_nan,
 )
 from metastone_jax.sampling.engine.config import EngineConfig, bucket
 from metastone_jax.sampling.slots import ENDS
@@ -106,9 +107,16 @@ class Engine:
       )
     )
     self._slots = self._prompts = None
-    self._drafts: list[Draft | None] = [None] * B
     self._columns = self._positions = 0
     self.turns = 0
+    self._empty()
+
+  def _empty(self) -> None:
+    """Nothing is being written and nobody waits."""
+    self._drafts: list[Draft | None] = [None] * self._num_slots
+    self._waiting = [collections.deque() for _ in range(self._pools)]
+    self._problems: dict[int, _Problem] = {}
+    self._given_up: set[int] = set()
 
   def run(
     self,
@@ -134,7 +142,8 @@ class Engine:
     if not isinstance(queue, collections.deque):
       queue = collections.deque(requests)
     for request in queue:
-      request.check(self.config, self._shape.context)
+      self._check(request)
+    self._empty()
     if not queue:
       return
     self._open(queue)
@@ -145,10 +154,6 @@ class Engine:
       collections.deque(range(pool, self._num_prompts, self._pools))
       for pool in range(self._pools)
     ]
-    self._waiting = [collections.deque() for _ in range(self._pools)]
-    self._problems: dict[int, _Problem] = {}
-    self._drafts = [None] * self._num_slots
-    self._given_up: set[int] = set()
     stopped: list[int] = []
     while True:
       self._start(queue, stopped)
@@ -172,6 +177,17 @@ class Engine:
         if id(draft) in pruned or draft.request.draw in self._given_up:
           stopped.append(slot)
           yield self._end(slot, PRUNED)
+
+  def _check(self, request: Request) -> None:
+    """Raises UserError where it cannot be served."""
+    request.check(self.config, self.context)
+    V = self.model_config.vocab_size
+    if min(request.read) < 0 or max(request.read) >= V:
+      raise UserError(
+        f'request with draw index {request.draw}: its token ids must lie in '
+        f'[0, {V}), the vocabulary of the model; got '
+        f'{min(request.read)} to {max(request.read)}'
+      )
 
   def give_up(self, draw: int) -> None:
     """Called while iterating `run`: this problem needs no more candidates.
@@ -208,6 +224,7 @@ class Engine:
     longest = max(len(r.read) for r in requests)
     self._positions = bucket(max(longest, self._shape.positions))
     self._columns = self._shape.columns or bucket(self._shape.turns)
+    self._slots = self._prompts = None  # before there are two of them
     self._slots, self._prompts = self._run['empty'](
       self._num_slots, self._num_prompts, self._positions, self._columns
     )
@@ -249,17 +266,26 @@ class Engine:
           self._add_rows()
           continue
         break
-      pool = max(able, key=lambda pool: len(self._free[pool]))
       request = queue.popleft()
-      request.check(self.config, self._shape.context)
-      problem = _Problem(
-        request,
-        self._rows[pool].popleft(),
-        collections.deque(request.candidates),
-      )
-      self._problems[problem.row] = problem
-      self._waiting[pool].append(problem)
-      opened.append(problem)
+      if request.draw in self._given_up:
+        continue
+      self._check(request)
+      able.sort(key=lambda pool: -len(self._free[pool]))
+      parts = 1
+      if not self._shape.group:
+        # Devices for which there is no other problem take a part of this one.
+        parts = min(len(able) - len(queue), len(request.candidates))
+      for pool, numbers in zip(
+        able, np.array_split(request.candidates, max(1, parts)), strict=False
+      ):
+        problem = _Problem(
+          request,
+          self._rows[pool].popleft(),
+          collections.deque(numbers.tolist()),
+        )
+        self._problems[problem.row] = problem
+        self._waiting[pool].append(problem)
+        opened.append(problem)
     self._prefill(opened)
     orders['row_B'] = self._place(orders['row_B'])
     if orders['start_B'].any() or stopped:
@@ -361,7 +387,10 @@ class Engine:
     records, last_B, stopped_B = jax.device_get((records, last_B, stopped_B))
     self.turns += int(records.written_BC.any(0).sum())
     count_B = records.written_BC.sum(1)
-    sound = np.isfinite(records.log_prob_BC).all()
+    sound = all(
+      np.isfinite(x).all()
+      for x in (records.log_prob_BC, records.step_logit_BC, last_B)
+    )
     for slot, draft in enumerate(self._drafts):
       if draft is None:
         continue
@@ -375,12 +404,8 @@ class Engine:
           records.step_logit_BC,
         )
       )
-      if not (sound or np.isfinite(part[1]).all()):
-        raise UserError(
-          f'the log-prob of a token of draw {draft.request.draw}, candidate '
-          f'{draft.number} is {part[1][~np.isfinite(part[1])][0]}: the weights '
-          'hold NaN or infinity; load another checkpoint'
-        )
+      if not sound:
+        refuse_nan(draft, part, last_B[slot])
       draft.parts.append(part)
       draft.drawn += count
       draft.last_logit = float(last_B[slot])

@@ -2,8 +2,9 @@
 
 Two rules, both by the head's own scores:
 
-- A trace that is closed has its final score. Where another one of the problem
-  has a better one, its answer will not be read, so it is not written.
+- A trace that is closed has its score. Where another one of the problem has a
+  better one, its answer will hardly be read, so it is not written. (It would be
+  if the better one were cut off before it ends.)
 - Speculative rejection (Sun et al. 2024): when all of a problem's candidates
   that still think have reached a milestone, the worst of them are given up.
   Milestones double, so a long answer is judged a few times only.
@@ -54,7 +55,7 @@ class Rejection:
   ) -> list[Draft]:
     """The candidates to give up now."""
     for candidate in ended:
-      if candidate.finished:
+      if candidate.finished and candidate.request.ends == 'response':
         draw = candidate.request.draw
         best = self._best.get(draw, -np.inf)
         self._best[draw] = max(best, candidate.score)
@@ -69,11 +70,16 @@ class Rejection:
     return given_up
 
   def _closed(self, draft: Draft) -> bool:
-    """Its thinking has ended, and with it its score."""
-    if draft.request.ends != 'response':
-      return False
+    """Its thinking has ended, and with it its score.
+
+    Not of a response that goes on behind a trace: that one was chosen.
+    """
     end = self.config.think_end_id
-    return end in draft.request.written or end in draft.token_R
+    return (
+      draft.request.ends == 'response'
+      and end not in draft.request.written
+      and end in draft.token_R
+    )
 
   def _beaten(self, draw: int, closed: list[Draft]) -> list[Draft]:
     """All but the first of the best; none where a finished one is as good."""
@@ -85,6 +91,11 @@ class Rejection:
 
   def _worst(self, draw: int, thinking: list[Draft]) -> list[Draft]:
     """Those that do not survive a milestone, if they have reached one."""
+    thinking = [
+      draft
+      for draft in thinking
+      if self.config.think_end_id not in draft.request.written
+    ]
     milestone = self._next.setdefault(draw, self.first)
     if not thinking or not milestone:
       return []

@@ -140,7 +140,9 @@ def engine_shape(
   responses = problems * samples
   slots = min(slots, responses)
   if partial:
-    slots, prompts, group = _multiple(slots, devices), None, 0
+    # A response that goes on has a prompt of its own, with its first tokens.
+    slots = prompts = _multiple(slots, devices)
+    group, positions = 0, positions + columns
   elif slots == responses:
     # All start at once: every problem has its own slots.
     slots = _multiple(problems, devices) * samples

@@ -106,7 +106,8 @@ def describe(setup: Setup) -> str:
   for phase in recipe.phases:
     lines.append(f'  phase {phase.name}: {phase.steps} steps')
     if phase.prompts_per_step:
-      share = phase.prompts_per_step // setup.hosts.count
+      together = phase.prompts_per_step + phase.partial_rollouts
+      share = together // setup.hosts.count
       slots = recipe.sampling.num_slots(share * phase.samples_per_prompt)
       at_a_time = ''
       if slots < phase.rollouts_per_step:

@@ -85,5 +85,9 @@ def test_bad_calls_are_named():
   ):
     with pytest.raises(UserError, match=message):
       next(best_of(engine, _requests(), **options))
+  # The answer does not fit: said before anything is drawn.
+  with pytest.raises(UserError, match='max_tokens=16 must lie in'):
+    next(best_of(engine, _requests(), form='trace', answer_length=A + 1))
+  assert engine.turns == 0
   with pytest.raises(UserError, match='one draw index'):
     next(best_of(engine, [*_requests(), _requests()[0]]))

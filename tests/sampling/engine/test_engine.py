@@ -158,6 +158,32 @@ def test_rows_of_the_store_are_added(mesh):
   assert rows == ([1, 8] if mesh is None else [4, 8])
 
 
+def test_one_problem_uses_every_device():
+  """Its candidates are shared out; nothing waits for slots of one device."""
+  request = served.requests(1, 8)
+  with jax.enable_x64(True):
+    alone = served.engine(CONFIG, num_slots=8, turns=2)
+    wanted = {c.number: c.token_R.tolist() for c in alone.run(request)}
+    sharder = Sharder(make_mesh(dict(data=8)))
+    spread = served.engine(CONFIG, sharder, num_slots=8, turns=2)
+    found = {c.number: c.token_R.tolist() for c in spread.run(request)}
+  assert found == wanted
+  assert spread.turns == alone.turns
+
+
+def test_a_problem_given_up_before_it_began_takes_no_row():
+  requests = _requests()
+  with jax.enable_x64(True):
+    engine = served.engine(CONFIG, num_slots=1, num_prompts=1, turns=4)
+    found = []
+    for candidate in engine.run(requests):
+      if not found:
+        engine.give_up(3)
+      found.append(candidate)
+  _check(found, _wanted(), [0, 1, 2, 4, 5], range(N))
+  assert not engine.pending(3)
+
+
 def test_budgets_and_limits_are_the_requests():
   """Each candidate as in a fixed batch configured like its request."""
   prompt, length = tiny.prompts(P)
@@ -242,6 +268,13 @@ def test_pruned_candidates_are_handed_out_as_they_are():
   [
     (dict(prompt=()), 'draw index 3: the prompt is empty'),
     (dict(candidates=()), 'draw index 3: k = 0 candidates'),
+    (dict(candidates=(1, 0, 1)), r'candidates=\(1, 0, 1\) names one twice'),
+    (dict(prompt=(5, tiny.V)), r'lie in \[0, 12\), the vocabulary'),
+    (dict(thinking_budget=0), 'thinking_budget=0 must be at least 1'),
+    (
+      dict(ends='trace', max_tokens=6, thinking_budget=6),
+      'thinking_budget=6 must be at least 1 and below the 6 tokens of a trace',
+    ),
     (dict(max_tokens=0), r'draw index 3: max_tokens=0 must lie in \[1, 10\]'),
     (dict(max_tokens=11), 'max_tokens=11 must lie in'),
     (dict(prompt=(5,) * 7), 'a prompt of 7 tokens and a response of up to 10'),
@@ -270,6 +303,17 @@ def test_a_request_that_cannot_be_served_is_named(change, message):
 def test_a_shape_that_cannot_be_is_named(shape, message):
   with pytest.raises(UserError, match=message):
     EngineConfig(**shape)
+
+
+def test_a_score_head_of_nan_is_named():
+  weights = served.params()
+  broken = weights | {
+    'score_head': jax.tree.map(lambda x: x * np.nan, weights['score_head'])
+  }
+  with jax.enable_x64(True):
+    engine = served.engine(CONFIG, weights=broken, num_slots=2, turns=3)
+    with pytest.raises(UserError, match='a step logit of draw 0, candidate 0'):
+      list(engine.run(_requests()))
 
 
 def test_nan_weights_are_named():

@@ -107,6 +107,22 @@ def test_beaten_traces_cost_no_winner():
   )
 
 
+def test_the_answer_after_the_best_trace_is_not_pruned():
+  """It is written to its end, behind whatever trace was chosen."""
+  requests = served.requests(P, K, max_tokens=tiny.R)
+  config = dataclasses.replace(CONFIG, max_response_length=tiny.R + 20)
+
+  def answers(prune):
+    engine = served.engine(config, num_slots=P * K, turns=TURNS)
+    found = best_of(
+      engine, requests, form='trace', answer_length=20, prune=prune
+    )
+    return {a.request.draw: a.token_A.tolist() for a in found}
+
+  with jax.enable_x64(True):
+    assert answers(Rejection(config)) == answers(None)
+
+
 @pytest.mark.parametrize('released', [False, True])
 def test_a_candidate_given_up_does_not_win(released):
   config = dataclasses.replace(CONFIG, released_selection=released)
