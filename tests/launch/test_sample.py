@@ -14,6 +14,13 @@ from tests.checkpoints.huggingface import parts
 from tests.launch import jobs
 
 CONTEXT = 128
+# As `python -m launch.sample`, also where a job in the background hands down
+# that Ctrl-C is ignored.
+_START = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module('launch.sample', run_name='__main__', alter_sys=True)
+"""
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +47,7 @@ def _start(model, *flags, devices=1):
     '--xla_backend_optimization_level=0'
   )
   return subprocess.Popen(
-    [sys.executable, '-m', 'launch.sample', f'--checkpoint={model}', *flags],
+    [sys.executable, '-c', _START, f'--checkpoint={model}', *flags],
     cwd=jobs.ROOT,
     env=env,
     stdout=subprocess.PIPE,
