@@ -15,12 +15,8 @@ from metastone_jax.parallel import Sharder
 from metastone_jax.sampling import slots as slots_lib
 from metastone_jax.sampling import strategies
 from metastone_jax.sampling.config import SamplingConfig, check_num_candidates
+from metastone_jax.sampling.judging import judge
 from metastone_jax.sampling.slots import ENDS, Records, Slots
-from metastone_jax.sprm import (
-  step_feature_mask,
-  thinking_end_feature_mask,
-  trace_score,
-)
 
 
 @jax.tree_util.register_dataclass
@@ -181,50 +177,22 @@ def finish(
 ) -> Rollout:
   """Marks, trace scores and lengths of a finished draw of equal groups."""
   P = prompt_PS.shape[0]
-  B, R = records.token_BC.shape
+  B = records.token_BC.shape[0]
   N = B // P
 
   def in_groups(x_B):
     return x_B.reshape(P, N, *x_B.shape[1:])
 
   token_PNR = in_groups(records.token_BC)
-  step_logit_PNR = in_groups(records.step_logit_BC)
   written_PN = jnp.sum(in_groups(records.written_BC), axis=-1, dtype=jnp.int32)
   joined = _joined(prompt_PS, length_P, token_PNR, config.pad_id)
-  rows = joined.reshape(B, -1)
-  row_length = (length_P[:, None] + written_PN).reshape(-1)
-  tags = dict(
-    think_start_id=config.think_start_id, think_end_id=config.think_end_id
-  )
-  side = config.score_side
-  mask = step_feature_mask(rows, step_ids=config.step_ids, side=side, **tags)
-  end_mask = thinking_end_feature_mask(
-    rows, length_B=row_length, side=side, **tags
-  )
-  # Response token r is predicted at position length - 1 + r of its row.
-  index_PR = jnp.broadcast_to(
-    (length_P[:, None] - 1 + jnp.arange(R)[None])[:, None], (P, N, R)
-  )
-
-  def of_response(mask_BT):
-    picked = jnp.take_along_axis(in_groups(mask_BT), index_PR, axis=2)
-    return picked & (jnp.arange(R) < written_PN[..., None])
-
-  step_mask_PNR = of_response(mask)
-  # The last thinking position predicts </think> (a response token) or, where
-  # none was written, nothing yet.
-  end_PNR = of_response(end_mask)
-  last_B = model.score(slots.feature_BD[:, None])[:, 0]
-  fallback_PN = jnp.where(
-    jnp.any(end_PNR, axis=-1),
-    jnp.sum(jnp.where(end_PNR, step_logit_PNR, 0), axis=-1),
-    in_groups(last_B).astype(step_logit_PNR.dtype),
-  )
-  score_PN = trace_score(
-    step_logit_PNR,
-    step_mask_PNR,
-    aggregator=config.aggregator,
-    fallback_logit_B=None if config.released_selection else fallback_PN,
+  step_mask_BR, score_B = judge(
+    joined.reshape(B, -1),
+    jnp.repeat(length_P, N),
+    written_PN.reshape(B),
+    records.step_logit_BC,
+    model.score(slots.feature_BD[:, None])[:, 0],
+    config,
   )
   return Rollout(
     token_PNR=token_PNR,
@@ -232,9 +200,9 @@ def finish(
     finished_PN=in_groups(slots.stopped_B),
     log_prob_PNR=in_groups(records.log_prob_BC),
     forced_PNR=in_groups(records.forced_BC),
-    step_logit_PNR=step_logit_PNR,
-    step_mask_PNR=step_mask_PNR,
-    score_PN=score_PN,
+    step_logit_PNR=in_groups(records.step_logit_BC),
+    step_mask_PNR=in_groups(step_mask_BR),
+    score_PN=in_groups(score_B),
   )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from metastone_jax import sprm
 from metastone_jax.errors import UserError
 from metastone_jax.model import ModelConfig
 from metastone_jax.sampling.config import SamplingConfig
+from metastone_jax.sampling.judging import judge
 from metastone_jax.sampling.slots import ENDS
 
 # Why a candidate ended.
@@ -258,30 +258,16 @@ def score_of(
     last_logit: z at the last position.
     config: ids, aggregator.
   """
-  row = np.concatenate([np.asarray(prompt, np.int32), token_R]).astype(np.int32)
-  window = slice(len(prompt) - 1, len(row) - 1)
-  tags = dict(
-    think_start_id=config.think_start_id,
-    think_end_id=config.think_end_id,
-    side=config.score_side,
+  row = np.concatenate([np.asarray(prompt, np.int32), token_R])
+  mask_BR, score_B = judge(
+    row.astype(np.int32)[None],
+    np.array([len(prompt)]),
+    np.array([len(token_R)]),
+    step_logit_R[None],
+    np.array([last_logit]),
+    config,
   )
-  mask_R = sprm.step_feature_mask(row, step_ids=config.step_ids, **tags)[window]
-  fallback = None
-  if not config.released_selection:
-    end_R = sprm.thinking_end_feature_mask(row, np.asarray(len(row)), **tags)[
-      window
-    ]
-    fallback = np.asarray(
-      step_logit_R[end_R][0] if end_R.any() else last_logit,
-      step_logit_R.dtype,
-    )
-  score = sprm.trace_score(
-    step_logit_R,
-    mask_R,
-    aggregator=config.aggregator,
-    fallback_logit_B=fallback,
-  )
-  return mask_R, float(score)
+  return mask_BR[0], float(score_B[0])
 
 
 def by_draw(requests: list[Request]) -> dict[int, Request]:

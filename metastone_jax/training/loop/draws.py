@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from metastone_jax import sprm
 from metastone_jax.sampling import Rollout, SamplingConfig
 from metastone_jax.sampling.engine import (
   Candidate,
@@ -19,6 +18,7 @@ from metastone_jax.sampling.engine import (
   EngineConfig,
   Request,
 )
+from metastone_jax.sampling.judging import judge
 from metastone_jax.training.loop.setup import Setup
 
 # Tokens of a chunk; a response that is hardly longer is one chunk.
@@ -218,35 +218,13 @@ def stack(
   ):
     row_T[:read] = candidate.request.read
     row_T[read : read + length] = candidate.token_R
-  # Response token r is predicted at position read - 1 + r of its row.
-  index_BR = np.minimum(read_B[:, None] - 1 + np.arange(R), width - 1)
-
-  def of_response(mask_BT):
-    return np.take_along_axis(mask_BT, index_BR, axis=1) & real_BR
-
-  tags = dict(
-    think_start_id=config.think_start_id,
-    think_end_id=config.think_end_id,
-    side=config.score_side,
-  )
-  step_mask_BR = of_response(
-    sprm.step_feature_mask(row_BT, step_ids=config.step_ids, **tags)
-  )
-  fallback_B = None
-  if not config.released_selection:
-    end_BR = of_response(
-      sprm.thinking_end_feature_mask(row_BT, read_B + length_B, **tags)
-    )
-    fallback_B = np.where(
-      end_BR.any(axis=1),
-      np.where(end_BR, step_logit_BR, 0).sum(axis=1),
-      [c.last_logit for c in candidates],
-    ).astype(step_logit_BR.dtype)
-  score_B = sprm.trace_score(
+  step_mask_BR, score_B = judge(
+    row_BT,
+    read_B,
+    length_B,
     step_logit_BR,
-    step_mask_BR,
-    aggregator=config.aggregator,
-    fallback_logit_B=fallback_B,
+    np.array([c.last_logit for c in candidates]),
+    config,
   )
 
   def in_groups(x_B):
