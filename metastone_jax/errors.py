@@ -1,5 +1,8 @@
 """The one exception type that means "the user can fix this"."""
 
+from collections.abc import Iterable
+from typing import Any
+
 
 class UserError(ValueError):
   """Bad input: a config, data row, checkpoint, tokenizer, folder or request.
@@ -7,3 +10,20 @@ class UserError(ValueError):
   The message is one line that names the thing and says what to do. Every
   command in `launch/` prints it as `error: ...` and exits with status 2.
   """
+
+
+def check_fields(
+  where: str, owner: Any, rules: Iterable[tuple[str, bool, str]]
+) -> None:
+  """Raises UserError for the first field that breaks its rule.
+
+  Args:
+    where: stands before the name of a field.
+    owner: has the fields.
+    rules: (name of a field, whether it is right, what it must be).
+  """
+  for name, ok, rule in rules:
+    if not ok:
+      raise UserError(
+        f'{where}{name} must be {rule}: got {getattr(owner, name)!r}'
+      )

@@ -15,7 +15,7 @@ loop's (`zero_variance_groups`, `overlong_penalty_B`); GSPO: arXiv 2507.18071.
 import dataclasses
 import math
 
-from metastone_jax.errors import UserError
+from metastone_jax.errors import UserError, check_fields
 from metastone_jax.policy.aggregation import AGGREGATIONS
 from metastone_jax.policy.kl import KL_FORMS
 
@@ -52,31 +52,31 @@ class ObjectiveConfig:
           f'got {getattr(self, name)!r}'
         )
     # The conditions are written so that nan fails them.
-    for name, ok, rule in (
-      ('clip_low', 0 <= self.clip_low <= 1, 'between 0 and 1'),
-      ('clip_high', self.clip_high >= 0, 'at least 0'),
-      ('kl_coefficient', self.kl_coefficient >= 0, 'at least 0'),
+    check_fields(
+      'objective ',
+      self,
       (
-        'entropy_coefficient',
-        math.isfinite(self.entropy_coefficient),
-        'a finite number',
+        ('clip_low', 0 <= self.clip_low <= 1, 'between 0 and 1'),
+        ('clip_high', self.clip_high >= 0, 'at least 0'),
+        ('kl_coefficient', self.kl_coefficient >= 0, 'at least 0'),
+        (
+          'entropy_coefficient',
+          math.isfinite(self.entropy_coefficient),
+          'a finite number',
+        ),
+        ('dual_clip', self.dual_clip is None or self.dual_clip > 1, 'above 1'),
+        (
+          'importance_truncation',
+          self.importance_truncation is None or self.importance_truncation > 0,
+          'above 0',
+        ),
+        (
+          'fixed_length',
+          self.fixed_length is None or self.fixed_length >= 1,
+          'at least 1 token',
+        ),
       ),
-      ('dual_clip', self.dual_clip is None or self.dual_clip > 1, 'above 1'),
-      (
-        'importance_truncation',
-        self.importance_truncation is None or self.importance_truncation > 0,
-        'above 0',
-      ),
-      (
-        'fixed_length',
-        self.fixed_length is None or self.fixed_length >= 1,
-        'at least 1 token',
-      ),
-    ):
-      if not ok:
-        raise UserError(
-          f'objective {name} must be {rule}: got {getattr(self, name)!r}'
-        )
+    )
 
 
 def grpo(**overrides) -> ObjectiveConfig:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from metastone_jax.errors import UserError
+from metastone_jax.errors import UserError, check_fields
 from metastone_jax.sampling.processors import (
   BadTokens,
   MinP,
@@ -84,24 +84,28 @@ class SamplingConfig:
   score_side: str = 'train'
 
   def __post_init__(self):
-    for name, ok, rule in (
-      ('max_response_length', self.max_response_length >= 1, 'at least 1'),
-      ('temperature', self.temperature >= 0, 'at least 0 (0 = greedy)'),
-      ('top_k', self.top_k >= 0, 'at least 0 (0 = off)'),
-      ('top_p', 0 < self.top_p <= 1, 'in (0, 1] (1 = off)'),
-      ('min_p', 0 <= self.min_p <= 1, 'in [0, 1] (0 = off)'),
-      ('repetition_penalty', self.repetition_penalty > 0, 'above 0 (1 = off)'),
+    check_fields(
+      'sampling.',
+      self,
       (
-        'thinking_budget',
-        self.thinking_budget is None
-        or 1 <= self.thinking_budget < self.max_response_length,
-        'at least 1 and below max_response_length',
+        ('max_response_length', self.max_response_length >= 1, 'at least 1'),
+        ('temperature', self.temperature >= 0, 'at least 0 (0 = greedy)'),
+        ('top_k', self.top_k >= 0, 'at least 0 (0 = off)'),
+        ('top_p', 0 < self.top_p <= 1, 'in (0, 1] (1 = off)'),
+        ('min_p', 0 <= self.min_p <= 1, 'in [0, 1] (0 = off)'),
+        (
+          'repetition_penalty',
+          self.repetition_penalty > 0,
+          'above 0 (1 = off)',
+        ),
+        (
+          'thinking_budget',
+          self.thinking_budget is None
+          or 1 <= self.thinking_budget < self.max_response_length,
+          'at least 1 and below max_response_length',
+        ),
       ),
-    ):
-      if not ok:
-        raise UserError(
-          f'sampling.{name} must be {rule}: got {getattr(self, name)}'
-        )
+    )
 
   @property
   def processors(self) -> tuple[Processor, ...]:

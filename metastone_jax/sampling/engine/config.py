@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from metastone_jax.errors import UserError
+from metastone_jax.errors import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,38 +42,38 @@ class EngineConfig:
   context: int | None = None
 
   def __post_init__(self):
-    for name, ok, rule in (
-      ('num_slots', self.num_slots >= 1, 'at least 1'),
+    check_fields(
+      'engine.',
+      self,
       (
-        'num_prompts',
-        self.num_prompts is None or self.num_prompts >= 1,
-        'at least 1',
+        ('num_slots', self.num_slots >= 1, 'at least 1'),
+        (
+          'num_prompts',
+          self.num_prompts is None or self.num_prompts >= 1,
+          'at least 1',
+        ),
+        ('turns', self.turns >= 1, 'at least 1'),
+        ('refill', 0 < self.refill <= 1, 'in (0, 1]'),
+        (
+          'prefill_tokens',
+          self.prefill_tokens >= 16
+          and self.prefill_tokens == bucket(self.prefill_tokens),
+          'a power of two, at least 16',
+        ),
+        (
+          'group',
+          self.group >= 0 and self.num_slots % (self.group or 1) == 0,
+          f'0 or a divisor of num_slots={self.num_slots}',
+        ),
+        (
+          'num_prompts',
+          not self.group or self.num_prompts is None,
+          'None where slots have groups',
+        ),
+        ('positions', self.positions >= 0, 'at least 0'),
+        ('columns', self.columns >= 0, 'at least 0'),
       ),
-      ('turns', self.turns >= 1, 'at least 1'),
-      ('refill', 0 < self.refill <= 1, 'in (0, 1]'),
-      (
-        'prefill_tokens',
-        self.prefill_tokens >= 16
-        and self.prefill_tokens == bucket(self.prefill_tokens),
-        'a power of two, at least 16',
-      ),
-      (
-        'group',
-        self.group >= 0 and self.num_slots % (self.group or 1) == 0,
-        f'0 or a divisor of num_slots={self.num_slots}',
-      ),
-      (
-        'num_prompts',
-        not self.group or self.num_prompts is None,
-        'None where slots have groups',
-      ),
-      ('positions', self.positions >= 0, 'at least 0'),
-      ('columns', self.columns >= 0, 'at least 0'),
-    ):
-      if not ok:
-        raise UserError(
-          f'engine.{name} must be {rule}: got {getattr(self, name)}'
-        )
+    )
 
 
 def bucket(size: int, least: int = 16) -> int:

@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from metastone_jax.errors import UserError
+from metastone_jax.errors import check_fields
 from metastone_jax.sampling.config import SamplingConfig
 from metastone_jax.sampling.engine.best_of import Answer, choose
 from metastone_jax.sampling.engine.candidates import (
@@ -61,20 +61,20 @@ class SearchConfig:
   step_tokens: int = 256
 
   def __post_init__(self):
-    for name, ok, rule in (
-      ('kind', self.kind in KINDS, f'one of {", ".join(KINDS)}'),
-      ('beams', self.beams >= 1, 'at least 1'),
+    check_fields(
+      'search.',
+      self,
       (
-        'width',
-        self.width >= 1 and self.beams % self.width == 0,
-        f'a divisor of the {self.beams} beams',
+        ('kind', self.kind in KINDS, f'one of {", ".join(KINDS)}'),
+        ('beams', self.beams >= 1, 'at least 1'),
+        (
+          'width',
+          self.width >= 1 and self.beams % self.width == 0,
+          f'a divisor of the {self.beams} beams',
+        ),
+        ('step_tokens', self.step_tokens >= 1, 'at least 1'),
       ),
-      ('step_tokens', self.step_tokens >= 1, 'at least 1'),
-    ):
-      if not ok:
-        raise UserError(
-          f'search.{name} must be {rule}: got {getattr(self, name)!r}'
-        )
+    )
 
   @property
   def num_trees(self) -> int:
