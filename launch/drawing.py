@@ -22,8 +22,7 @@ from metastone_jax.sampling.engine import (
   search,
   vote,
 )
-from metastone_jax.tasks import last_boxed
-from metastone_jax.tasks.base import final_answer_text
+from metastone_jax.tasks import boxed_answer
 
 _STRATEGY = flags.DEFINE_enum(
   'strategy',
@@ -351,8 +350,7 @@ class Drawing:
     if not candidate.finished:
       return None
     text = self.tokenizer.decode(candidate.token_R.tolist())
-    answer = final_answer_text(self.chat.canonical(text))
-    box = None if answer is None else last_boxed(answer)
+    box = boxed_answer(self.chat.canonical(text))
     return None if box is None else ''.join(box.split())
 
 

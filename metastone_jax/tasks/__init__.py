@@ -1,6 +1,12 @@
 """Problem sources, prompt templates and verifiers (rewards)."""
 
-from metastone_jax.tasks.base import Problem, Split, Task, Verdict
+from metastone_jax.tasks.base import (
+  Problem,
+  Split,
+  Task,
+  Verdict,
+  boxed_answer,
+)
 from metastone_jax.tasks.boxed import last_boxed
 from metastone_jax.tasks.mixture import Mixture, build_mixture
 from metastone_jax.tasks.registry import get_task, task_names
@@ -13,6 +19,7 @@ __all__ = [
   'Split',
   'Task',
   'Verdict',
+  'boxed_answer',
   'build_mixture',
   'get_task',
   'last_boxed',

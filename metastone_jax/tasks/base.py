@@ -19,6 +19,7 @@ import threading
 from typing import Any, Literal
 
 from metastone_jax import errors
+from metastone_jax.tasks import boxed
 
 Split = Literal['train', 'heldout']
 SPLITS: tuple[Split, ...] = ('train', 'heldout')
@@ -200,6 +201,16 @@ def check_range(task: str, low_name: str, low: int, high_name: str, high: int):
       f'task {task!r} needs 1 <= {low_name} <= {high_name}, '
       f'got {low_name}={low}, {high_name}={high}'
     )
+
+
+def boxed_answer(response_text: str) -> str | None:
+  """The content of the last box behind the thinking; None where there is none.
+
+  Args:
+    response_text: the text that follows the prompt.
+  """
+  text = final_answer_text(response_text)
+  return None if text is None else boxed.last_boxed(text)
 
 
 def final_answer_text(response_text: str) -> str | None:

@@ -10,7 +10,7 @@ terms: no held-out problem is a training problem re-ordered.
 """
 
 from metastone_jax import errors
-from metastone_jax.tasks import base, boxed, templates
+from metastone_jax.tasks import base, templates
 
 _MAX_DIGITS = 12
 _DIGITS = frozenset('0123456789')
@@ -108,8 +108,7 @@ class ChainSum(base.ProceduralTask):
     Returns:
       The verdict; the answer key is the integer in plain digits.
     """
-    text = base.final_answer_text(response_text)
-    content = None if text is None else boxed.last_boxed(text)
+    content = base.boxed_answer(response_text)
     value = None if content is None else parse_integer(content)
     if value is None:
       return base.UNPARSED

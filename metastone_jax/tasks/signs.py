@@ -19,7 +19,7 @@ no held-out problem is a training problem re-ordered or negated.
 import functools
 
 from metastone_jax import errors
-from metastone_jax.tasks import base, boxed, templates
+from metastone_jax.tasks import base, templates
 
 # Longer boxes are refused unread. The longest right answer is 32 terms of a
 # sign, a number of up to six digits and spaces.
@@ -133,8 +133,7 @@ class Signs(base.ProceduralTask):
     Returns:
       The verdict; the answer key is the expression without spaces.
     """
-    text = base.final_answer_text(response_text)
-    content = None if text is None else boxed.last_boxed(text)
+    content = base.boxed_answer(response_text)
     terms = None if content is None else parse_signed_sum(content)
     if terms is None:
       return base.UNPARSED

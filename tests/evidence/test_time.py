@@ -13,7 +13,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -30,8 +30,8 @@ from metastone_jax.sampling.engine import (
   search,
   vote,
 )
-from metastone_jax.tasks import last_boxed, score_responses
-from metastone_jax.tasks.base import final_answer_text
+from metastone_jax.sampling.engine.candidates import flops
+from metastone_jax.tasks import boxed_answer, score_responses
 from metastone_jax.training import loop
 from metastone_jax.training.loop.heldout import DRAW_OFFSET
 
@@ -148,17 +148,16 @@ class Bench:
     if not candidate.finished:
       return None
     text = self.setup.tokenizer.decode(candidate.token_R.tolist())
-    answer = final_answer_text(self.setup.chat.canonical(text))
-    box = None if answer is None else last_boxed(answer)
+    box = boxed_answer(self.setup.chat.canonical(text))
     return None if box is None else ''.join(box.split())
 
-  def cost(self, request: Request, candidates) -> np.ndarray:
+  def cost(self, candidates: Sequence[Candidate]) -> tuple:
     """(drawn, read, FLOPs) of responses behind one prompt."""
-    config, read = self.setup.model_config, len(request.read)
-    counts = [len(c.token_R) for c in candidates]
-    flops = config.prefill_flops(read)
-    flops += sum(config.decode_flops(count, read) for count in counts)
-    return np.array([sum(counts), read, flops])
+    return (
+      sum(len(c.token_R) for c in candidates),
+      len(candidates[0].request.read),
+      flops(self.setup.model_config, candidates),
+    )
 
 
 def _put(row: Row, place, correct: float, cost) -> None:
@@ -176,11 +175,11 @@ def independent(bench: Bench) -> list[Row]:
   for answer in best_of(bench.engine, bench.requests()):
     place = bench.place(answer.request)
     right_N, answer_N = bench.verify(place[0], answer.candidates)
-    cost = bench.cost(answer.request, answer.candidates)
+    cost = bench.cost(answer.candidates)
     vote = evaluation.majority_at_k(answer_N[None], right_N[None], k)
     _put(best, place, right_N[answer.best], cost)
     _put(majority, place, vote, cost)
-    alone = [bench.cost(answer.request, [c]) for c in answer.candidates]
+    alone = [bench.cost([c]) for c in answer.candidates]
     _put(one, place, right_N.mean(), np.mean(alone, axis=0))
   return [best, one, majority]
 
