@@ -16,10 +16,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = 'tests/launch/small.py'
 
 
-def environment() -> dict[str, str]:
-  """One CPU device; compile fast, since the programs run for milliseconds."""
+def environment(devices: int = 1) -> dict[str, str]:
+  """CPU devices; compile fast, since the programs run for milliseconds."""
   env = dict(os.environ, JAX_PLATFORMS='cpu')
-  env['XLA_FLAGS'] = '--xla_backend_optimization_level=0'
+  env['XLA_FLAGS'] = (
+    f'--xla_force_host_platform_device_count={devices} '
+    '--xla_backend_optimization_level=0'
+  )
   return env
 
 

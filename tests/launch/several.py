@@ -65,8 +65,7 @@ class Job:
   ):
     workdir = pathlib.Path(workdir)
     port = free_port()
-    env = jobs.environment()
-    env['XLA_FLAGS'] += f' --xla_force_host_platform_device_count={devices}'
+    env = jobs.environment(devices)
     if variant.startswith('float64'):
       env['JAX_ENABLE_X64'] = '1'
     plain = 'launch.train'

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -30,15 +29,10 @@ CONFIG = 'tests/launch/from_folder.py'
 
 def command(module, *flags, devices=8):
   """The plain command on fake devices, to its end."""
-  env = dict(os.environ, JAX_PLATFORMS='cpu')
-  env['XLA_FLAGS'] = (
-    f'--xla_force_host_platform_device_count={devices} '
-    '--xla_backend_optimization_level=0'
-  )
   return subprocess.run(
     [sys.executable, '-m', module, *map(str, flags)],
     cwd=jobs.ROOT,
-    env=env,
+    env=jobs.environment(devices),
     capture_output=True,
     text=True,
     timeout=280,

@@ -1,7 +1,6 @@
 """launch.sample as a user runs it: answers, an interruption, bad requests."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -41,15 +40,10 @@ def model(tmp_path_factory):
 
 
 def _start(model, *flags, devices=1):
-  env = dict(os.environ, JAX_PLATFORMS='cpu')
-  env['XLA_FLAGS'] = (
-    f'--xla_force_host_platform_device_count={devices} '
-    '--xla_backend_optimization_level=0'
-  )
   return subprocess.Popen(
     [sys.executable, '-c', _START, f'--checkpoint={model}', *flags],
     cwd=jobs.ROOT,
-    env=env,
+    env=jobs.environment(devices),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
