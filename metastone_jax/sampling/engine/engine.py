@@ -231,25 +231,8 @@ class Engine:
 
   def _start(self, queue, stopped: list[int]) -> None:
     """Gives free slots the next candidates; reads new prompts for them."""
-    B = self._num_slots
-    orders = {
-      'start_B': np.zeros(B, bool),
-      'stop_B': np.zeros(B, bool),
-      **{
-        name: np.zeros(B, np.int32)
-        for name in (
-          'row_B',
-          'draw_B',
-          'candidate_B',
-          'written_B',
-          'limit_B',
-          'ends_B',
-          'budget_B',
-          'num_thinking_B',
-        )
-      },
-    }
-    orders['stop_B'][stopped] = True
+    orders = programs_lib.Orders.none(self._num_slots)
+    orders.stop_B[stopped] = True
     opened: list[_Problem] = []
     while True:
       for pool in range(self._pools):
@@ -287,13 +270,13 @@ class Engine:
         self._waiting[pool].append(problem)
         opened.append(problem)
     self._prefill(opened)
-    orders['row_B'] = self._place(orders['row_B'])
-    if orders['start_B'].any() or stopped:
+    orders.row_B[:] = self._place(orders.row_B)
+    if orders.start_B.any() or stopped:
       self._slots = self._run['order'](
-        self._slots, self._prompts, programs_lib.Orders(**orders), self._seed
+        self._slots, self._prompts, orders, self._seed
       )
 
-  def _fill(self, pool: int, orders: dict) -> None:
+  def _fill(self, pool: int, orders: programs_lib.Orders) -> None:
     """Candidates of the pool's problems into its free slots."""
     free, waiting = self._free[pool], self._waiting[pool]
     while free and waiting:
@@ -319,7 +302,7 @@ class Engine:
         ('budget_B', request.budget(self.config)),
         ('num_thinking_B', request.num_thinking(self.config)),
       ):
-        orders[name][slot] = value
+        getattr(orders, name)[slot] = value
 
   def _prefill(self, problems: list[_Problem]) -> None:
     """Reads prompts into the store, as many at a time as memory is for."""

@@ -9,15 +9,19 @@ import jax.numpy as jnp
 from metastone_jax.sampling.slots import Slots
 
 
+def _padded(x: jax.Array, axis: int, extra: int) -> jax.Array:
+  """Zeros behind an axis."""
+  pads = [(0, 0)] * x.ndim
+  pads[axis] = (0, extra)
+  return jnp.pad(x, pads)
+
+
 def widen(slots: Slots, columns: int) -> Slots:
   """More columns in the own caches; the oldest comes first."""
   R = slots.own_valid_BR.shape[1]
 
   def wider(x, axis):
-    x = jnp.roll(x, -slots.column, axis)
-    pads = [(0, 0)] * x.ndim
-    pads[axis] = (0, columns - R)
-    return jnp.pad(x, pads)
+    return _padded(jnp.roll(x, -slots.column, axis), axis, columns - R)
 
   return dataclasses.replace(
     slots,
@@ -38,22 +42,17 @@ def lengthen(slots: Slots, positions: int) -> Slots:
   """More positions in every row of the prompt store."""
   extra = positions - slots.prompt_valid_PS.shape[1]
 
-  def longer(x, axis):
-    pads = [(0, 0)] * x.ndim
-    pads[axis] = (0, extra)
-    return jnp.pad(x, pads)
-
   return dataclasses.replace(
     slots,
     caches=tuple(
       dataclasses.replace(
         c,
-        prompt_k_PKhS=longer(c.prompt_k_PKhS, 3),
-        prompt_v_PKSh=longer(c.prompt_v_PKSh, 2),
+        prompt_k_PKhS=_padded(c.prompt_k_PKhS, 3, extra),
+        prompt_v_PKSh=_padded(c.prompt_v_PKSh, 2, extra),
       )
       for c in slots.caches
     ),
-    prompt_valid_PS=longer(slots.prompt_valid_PS, 1),
+    prompt_valid_PS=_padded(slots.prompt_valid_PS, 1, extra),
   )
 
 

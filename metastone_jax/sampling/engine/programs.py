@@ -13,6 +13,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metastone_jax.model import (
   LayerCache,
@@ -93,6 +94,19 @@ class Orders:
   ends_B: jax.Array
   budget_B: jax.Array
   num_thinking_B: jax.Array
+
+  @classmethod
+  def none(cls, num_slots: int) -> 'Orders':
+    """On the host, to be filled in: every slot goes on with what it does."""
+    flags = ('start_B', 'stop_B')
+    return cls(
+      **{
+        field.name: np.zeros(
+          num_slots, bool if field.name in flags else np.int32
+        )
+        for field in dataclasses.fields(cls)
+      }
+    )
 
 
 def placement(rank: int) -> tuple[str | None, ...]:

@@ -61,25 +61,22 @@ class Rejection:
         self._best[draw] = max(best, candidate.score)
     problems: dict[int, list[Draft]] = {}
     for draft in drafts:
-      problems.setdefault(draft.request.draw, []).append(draft)
+      # A response that goes on behind a trace was chosen.
+      if self.config.think_end_id not in draft.request.written:
+        problems.setdefault(draft.request.draw, []).append(draft)
     given_up = []
     for draw, group in problems.items():
-      closed = [draft for draft in group if self._closed(draft)]
+      closed, thinking = [], []
+      for draft in group:
+        (closed if self._closed(draft) else thinking).append(draft)
       given_up += self._beaten(draw, closed)
-      given_up += self._worst(draw, [d for d in group if d not in closed])
+      given_up += self._worst(draw, thinking)
     return given_up
 
   def _closed(self, draft: Draft) -> bool:
-    """Its thinking has ended, and with it its score.
-
-    Not of a response that goes on behind a trace: that one was chosen.
-    """
+    """Its thinking has ended, and with it its score."""
     end = self.config.think_end_id
-    return (
-      draft.request.ends == 'response'
-      and end not in draft.request.written
-      and end in draft.token_R
-    )
+    return draft.request.ends == 'response' and end in draft.token_R
 
   def _beaten(self, draw: int, closed: list[Draft]) -> list[Draft]:
     """All but the first of the best; none where a finished one is as good."""
@@ -91,11 +88,6 @@ class Rejection:
 
   def _worst(self, draw: int, thinking: list[Draft]) -> list[Draft]:
     """Those that do not survive a milestone, if they have reached one."""
-    thinking = [
-      draft
-      for draft in thinking
-      if self.config.think_end_id not in draft.request.written
-    ]
     milestone = self._next.setdefault(draw, self.first)
     if not thinking or not milestone:
       return []

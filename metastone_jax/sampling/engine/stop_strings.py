@@ -32,18 +32,18 @@ class StopStrings:
     """How many tokens of the candidate to keep; None = it goes on."""
     if draft.request.ends == 'trace' or not self.strings:
       return None
-    token_R = draft.token_R.tolist()
     new = len(draft.parts[-1][0])
     # A string that ends in a new token may begin in an old one; tokens without
     # a text of their own (special ones, parts of a character) are few.
     longest = max(len(x.encode()) for x in self.strings)
-    first = max(0, len(token_R) - new - 2 * longest - 16)
-    if not self._has(token_R[first:]):
+    first = max(0, draft.drawn - new - 2 * longest - 16)
+    tokens = draft.token_R[first:].tolist()
+    if not self._has(tokens):
       return None
-    for keep in range(len(token_R) - new + 1, len(token_R)):
-      if self._has(token_R[first:keep]):
-        return keep
-    return len(token_R)
+    for count in range(len(tokens) - new + 1, len(tokens)):
+      if self._has(tokens[:count]):
+        return first + count
+    return draft.drawn
 
   def _has(self, tokens: Sequence[int]) -> bool:
     text = self.decode(tokens)
