@@ -69,11 +69,14 @@ class Verdict:
     parsed: whether a final answer could be read at all.
     answer_key: canonical form of the answer, for voting: equal answers have
       equal keys. Empty if not parsed.
+    failure: why there is no verdict on the answer, such as 'timeout' or
+      'crash'; then the reward is 0. Empty where the verifier came to an end.
   """
 
   reward: float
   parsed: bool
   answer_key: str
+  failure: str = ''
 
 
 UNPARSED = Verdict(reward=0.0, parsed=False, answer_key='')
