@@ -366,6 +366,10 @@ def from_options(
         f'heldout_{next(iter(heldout_place))}: use one of them'
       )
     choices['heldout'] = 'source'
+  elif choices.get('heldout') == 'source':
+    raise errors.UserError(
+      f"task {name!r}: heldout='source' needs that source, as in heldout_path"
+    )
   fields = Fields.of(
     rest.pop('fields', {}),
     task=name,

@@ -6,6 +6,7 @@ the only possible value"); the others are formulas in n, "Yes", or sentences
 that no reader of answers can judge.
 """
 
+import functools
 import re
 from typing import Any
 
@@ -39,29 +40,8 @@ class Champ(base.Source):
     self._answers = answers
 
   def _open(self):
-    try:
-      # Imported here: it is an extra, and reading its file takes a second.
-      import champ_dataset
-    except ImportError as error:
-      raise errors.UserError(
-        "source 'champ' needs the package champ-dataset; "
-        'pip install "metastone_jax[champ]"'
-      ) from error
-    rows = []
-    for problem in champ_dataset.load('v0').problems.values():
-      number = number_in(problem.answer)
-      if number is None and self._answers == 'number':
-        continue
-      rows.append(
-        {
-          'id': problem.identifier,
-          'question': problem.text,
-          'answer': problem.answer if number is None else number,
-          'category': problem.category,
-          'solution': '\n\n'.join(s.text for s in problem.solution.steps),
-        }
-      )
-    return rows
+    keep = self._answers
+    return [row for row in _rows() if keep == 'all' or number_in(row['answer'])]
 
   def __len__(self) -> int:
     return len(self.opened)
@@ -73,6 +53,29 @@ class Champ(base.Source):
   def where(self, index: int) -> str:
     """See `base.Source.where`."""
     return f'champ-dataset {self.opened[index]["id"]}'
+
+
+@functools.cache
+def _rows() -> list[dict[str, Any]]:
+  """All rows; the package reads a file of 72 MB, mostly what models wrote."""
+  try:
+    # Imported here: it is an extra.
+    import champ_dataset
+  except ImportError as error:
+    raise errors.UserError(
+      "source 'champ' needs the package champ-dataset; "
+      'pip install "metastone_jax[champ]"'
+    ) from error
+  return [
+    {
+      'id': problem.identifier,
+      'question': problem.text,
+      'answer': number_in(problem.answer) or problem.answer,
+      'category': problem.category,
+      'solution': '\n\n'.join(s.text for s in problem.solution.steps),
+    }
+    for problem in champ_dataset.load('v0').problems.values()
+  ]
 
 
 def number_in(answer: str) -> str | None:

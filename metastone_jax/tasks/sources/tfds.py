@@ -76,16 +76,18 @@ class Tfds(base.Source):
       )
     shards = self._shards(builder, what)
     try:
+      if not builder.info.splits[self._split].num_examples:
+        raise errors.UserError(
+          f'split {self._split!r} of {what} has no rows; name another'
+        )
       rows = builder.as_data_source(split=self._split)
+    except errors.UserError:
+      raise
     except Exception as error:
       raise errors.UserError(
         f'{what} cannot be read by index ({_first_line(error)}); it must be '
         'prepared with file_format="array_record"'
       ) from error
-    if not len(rows):
-      raise errors.UserError(
-        f'split {self._split!r} of {what} has no rows; name another'
-      )
     return rows, shards, what
 
   def _shards(self, builder, what) -> list[tuple[str, int]]:
