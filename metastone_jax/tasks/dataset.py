@@ -219,8 +219,8 @@ class DatasetTask(finite.FiniteTask):
       {task.name: _questions(name, task) for task in tasks}
     )
     kept, found, per_task = [], [], collections.Counter()
-    for row in train:
-      match = questions.match(row.problem.question)
+    matches = questions.matches([row.problem.question for row in train])
+    for row, match in zip(train, matches, strict=True):
       if match is None:
         kept.append(row)
         continue

@@ -8,9 +8,10 @@ A training question overlaps with an evaluation question when the two are the
 same, or share 13 consecutive words (a Chinese character is a word; operators
 are none). An evaluation question of 8 to 12 words must be contained as a
 whole; a shorter one must be the same. Words that all questions of an
-evaluation set begin or end with (instructions) are not looked at, nor are
-phrases that stand in more than three different evaluation questions ("where m
-and n are relatively prime positive integers").
+evaluation set begin or end with (instructions) are not looked at. Nor are
+phrases of the trade ("where m and n are relatively prime positive integers"):
+those of more than three different evaluation questions, or of more than ten
+different training questions.
 """
 
 import collections
@@ -21,7 +22,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 NGRAM = 13
 SHORTEST = 8
-COMMON = 3  # a phrase of more questions than this identifies none of them
+# A phrase of more evaluation or training questions identifies none of them.
+COMMON_IN_EVALUATION = 3
+COMMON_IN_TRAINING = 10
 
 _IDEOGRAPHS = '\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3'
 _UNIT = re.compile(
@@ -105,22 +108,44 @@ class EvaluationQuestions:
           owners.setdefault(phrase, shared)
     self._exact.pop('', None)
     for phrase, match in owners.items():
-      if len(holders[phrase]) <= COMMON:
+      if len(holders[phrase]) <= COMMON_IN_EVALUATION:
         start = ' '.join(phrase[:SHORTEST])
         self._phrases.setdefault(start, []).append((phrase, match))
 
-  def match(self, question: str) -> Match | None:
-    """The first overlap of a question, exact ones before others."""
-    split = units(question)
-    if same := self._exact.get(' '.join(split)):
-      return same
-    words = _words(split)
+  def matches(self, questions: Sequence[str]) -> list[Match | None]:
+    """What each training question overlaps with, exact matches first.
+
+    Args:
+      questions: all of the training set, since phrases are counted.
+    """
+    same: list[Match | None] = []
+    shared: list[list[tuple[tuple[str, ...], Match]]] = []
+    holders: dict[tuple[str, ...], set[str]] = collections.defaultdict(set)
+    for question in questions:
+      split = units(question)
+      text = ' '.join(split)
+      same.append(self._exact.get(text))
+      found = [] if same[-1] else list(self._shared(_words(split)))
+      for phrase, _ in found:
+        holders[phrase].add(text)
+      shared.append(found)
+    return [
+      exact
+      or next(
+        (m for p, m in found if len(holders[p]) <= COMMON_IN_TRAINING), None
+      )
+      for exact, found in zip(same, shared, strict=True)
+    ]
+
+  def _shared(
+    self, words: Sequence[str]
+  ) -> Iterator[tuple[tuple[str, ...], Match]]:
+    """Phrases of evaluation questions in a text, and whose they are."""
     for i in range(len(words) - SHORTEST + 1):
       start = ' '.join(words[i : i + SHORTEST])
       for phrase, match in self._phrases.get(start, ()):
         if tuple(words[i : i + len(phrase)]) == phrase:
-          return match
-    return None
+          yield phrase, match
 
 
 def _words(split: Sequence[str]) -> list[str]:

@@ -45,7 +45,12 @@ def test_not_the_same_question(one, other):
   assert overlap.normal_text(one) != overlap.normal_text(other)
 
 
-def slow_match(sets, question):
+def only(index, question):
+  (match,) = index.matches([question])
+  return match
+
+
+def slow_matches(sets, questions):
   """The rules of the module docstring, word by word."""
 
   def words(text):
@@ -73,28 +78,34 @@ def slow_match(sets, question):
       text[i : i + len(part)] == part for i in range(len(text) - len(part) + 1)
     )
 
-  asked = words(question)
-  for (name, i), (whole, _) in trimmed.items():
-    if asked == whole:
-      return name, i
-  for (name, i), (_, part) in trimmed.items():
-    if asked == part:
-      return name, i
-    length = min(13, len(part))
-    if length < 8:
-      continue
-    for at in range(len(part) - length + 1):
-      run = part[at : at + length]
-      holders = {
-        tuple(w)
-        for w, other in trimmed.values()
-        if contains(other, run)
-        # A short question has one phrase alone: all of it.
-        and (min(13, len(other)) == length)
-      }
-      if contains(asked, run) and len(holders) <= 3:
+  training = [words(question) for question in questions]
+
+  def search(asked):
+    for (name, i), (whole, part) in trimmed.items():
+      if asked in (whole, part):
         return name, i
-  return None
+    for (name, i), (_, part) in trimmed.items():
+      length = min(13, len(part))
+      for at in range(len(part) - length + 1 if length >= 8 else 0):
+        run = part[at : at + length]
+        if not contains(asked, run):
+          continue
+        holders = {
+          tuple(whole)
+          for whole, other in trimmed.values()
+          # A short question has one phrase alone: all of it.
+          if contains(other, run) and min(13, len(other)) == length
+        }
+        learners = {
+          tuple(x)
+          for x in training
+          if contains(x, run) and not any(x in y for y in trimmed.values())
+        }
+        if len(holders) <= 3 and len(learners) <= 10:
+          return name, i
+    return None
+
+  return [search(asked) for asked in training]
 
 
 @pytest.mark.parametrize('seed', range(6))
@@ -117,10 +128,11 @@ def test_against_a_slow_search(seed):
       for i in range(12)
     ],
   }
-  index = overlap.EvaluationQuestions(sets)
-  found = 0
   everything = [q for items in sets.values() for _, q in items]
-  for _ in range(300):
+  often = text(20)  # ... and one that training questions share as well
+  sets['a'].append(('8', f'{start} {often} {end}'))
+  questions = []
+  for n in range(200):
     kind = draw.randrange(4)
     if kind == 0:
       question = text(draw.randint(1, 60))
@@ -129,16 +141,16 @@ def test_against_a_slow_search(seed):
     elif kind == 2:  # a passage of an evaluation question
       words = draw.choice(everything).split()
       at = draw.randint(0, len(words))
-      question = ' '.join(
-        [text(9), *words[at : at + draw.randint(5, 25)], text(9)]
-      )
+      passage = words[at : at + draw.randint(5, 25)]
+      question = ' '.join([text(9), *passage, text(9)])
     else:
-      question = f'{text(6)} {stock} {text(6)}'
-    match = index.match(question)
-    expected = slow_match(sets, question)
-    assert (match is None) == (expected is None), question
-    found += match is not None
-  assert 20 < found < 300
+      question = f'{text(6)} {stock if n % 2 else often} {text(6)}'
+    questions.append(question)
+  found = overlap.EvaluationQuestions(sets).matches(questions)
+  expected = slow_matches(sets, questions)
+  for question, match, other in zip(questions, found, expected, strict=True):
+    assert (match is None) == (other is None), question
+  assert 20 < sum(match is not None for match in found) < 190
 
 
 INSTRUCTION = (
@@ -154,13 +166,24 @@ def test_instructions_and_phrases_of_the_trade_are_no_leak():
   ]
   items.append(('4', f'How many sequences{INSTRUCTION}'))
   index = overlap.EvaluationQuestions({'aime': items})
-  assert index.match(f'Something else {phrase}{INSTRUCTION}') is None
-  assert index.match(f'How many other sequences{INSTRUCTION}') is None
-  same = index.match('how many sequences?')
+  assert only(index, f'Something else {phrase}{INSTRUCTION}') is None
+  assert only(index, f'How many other sequences{INSTRUCTION}') is None
+  same = only(index, 'how many sequences?')
   assert same == overlap.Match('aime', '4', exact=True)
   # Of three questions the phrase is still theirs.
   index = overlap.EvaluationQuestions({'aime': items[:3] + items[4:]})
-  assert not index.match(f'Something else {phrase}{INSTRUCTION}').exact
+  assert not only(index, f'Something else {phrase}{INSTRUCTION}').exact
+
+
+def test_a_phrase_of_many_training_questions_is_no_leak():
+  phrase = 'can be written as m over n where both are relatively prime positive'
+  index = overlap.EvaluationQuestions(
+    {'aime': [('0', f'Alpha {phrase}'), ('1', 'Something else')]}
+  )
+  for count in (10, 11):
+    texts = [f'Number {i} {phrase} integers' for i in range(count)]
+    found = index.matches(texts + texts)  # the same question counts once
+    assert {m is None for m in found} == {count == 11}
 
 
 def test_chinese_passages():
@@ -171,11 +194,11 @@ def test_chinese_passages():
   index = overlap.EvaluationQuestions(
     {'ceval': [('0', head + body + '\u9898?'), ('1', head + other)]}
   )
-  assert index.match(f'\u8bf7\u95ee{body}\u9898 A B').id == '0'
-  assert index.match(f'\u8bf7\u95ee{body[:12]} A B') is None
-  assert index.match(head * 3) is None
+  assert only(index, f'\u8bf7\u95ee{body}\u9898 A B').id == '0'
+  assert only(index, f'\u8bf7\u95ee{body[:12]} A B') is None
+  assert only(index, head * 3) is None
 
 
 def test_an_empty_set_matches_nothing():
   index = overlap.EvaluationQuestions({'none': [], 'blank': [('0', '??')]})
-  assert index.match('??') is None and index.match('') is None
+  assert only(index, '??') is None and only(index, '') is None
