@@ -26,10 +26,11 @@ SHORTEST = 8
 COMMON_IN_EVALUATION = 3
 COMMON_IN_TRAINING = 10
 
-_IDEOGRAPHS = '\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3'
-_UNIT = re.compile(
-  rf'\d+(?:\.\d+)*|\.\d+|[{_IDEOGRAPHS}]|(?:(?![{_IDEOGRAPHS}\d_])\w)+|\S'
+# Written without blanks between words.
+_IDEOGRAPH = re.compile(
+  '[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3]'
 )
+_UNIT = re.compile(r'\d+(?:\.\d+)*|\.\d+|[^\W\d_]+|\S')
 # How a formula is set, not what it says.
 _LAYOUT = re.compile(
   r'\\(?:left|right|displaystyle|limits|quad|qquad)(?![a-zA-Z])|\\[,;:! ]'
@@ -52,7 +53,9 @@ _SAME = str.maketrans(
 
 def units(text: str) -> list[str]:
   """A text as words, numbers and symbols, in the form that is compared."""
-  text = unicodedata.normalize('NFKC', text).translate(_SAME)
+  if not text.isascii():
+    text = unicodedata.normalize('NFKC', text).translate(_SAME)
+    text = _IDEOGRAPH.sub(r' \g<0> ', text)
   text = _LAYOUT.sub(' ', text).replace('\\dfrac', '\\frac')
   found = _UNIT.findall(text.replace('\\tfrac', '\\frac').casefold())
   return [unit for unit in found if unit not in _DROPPED]

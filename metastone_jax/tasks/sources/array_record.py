@@ -13,6 +13,11 @@ from etils import epath
 from metastone_jax import errors
 from metastone_jax.tasks.sources import base, jsonl
 
+# Records read at once: a tenth of the time of reading each alone.
+_TOGETHER = 64
+
+_DAMAGE = (RuntimeError, ValueError, IndexError, OSError)
+
 
 class ArrayRecord(base.FileSource):
   """ArrayRecord files; see `base.FileSource`."""
@@ -35,6 +40,7 @@ class ArrayRecordFile(base.File):
       ) from error
     self._path = path
     self._copy = None
+    self._first, self._records = -1, []
     local = str(path)
     if '://' in local:
       self._copy = tempfile.TemporaryDirectory()
@@ -45,7 +51,7 @@ class ArrayRecordFile(base.File):
         local, 'readahead_buffer_size:0,max_parallelism:0'
       )
       self._count = self._reader.num_records()
-    except (RuntimeError, ValueError, OSError) as error:
+    except _DAMAGE as error:
       raise errors.UserError(
         f'{path} is no readable ArrayRecord file '
         f'({str(error).partition(chr(10))[0]}); it may have been cut off: '
@@ -57,9 +63,19 @@ class ArrayRecordFile(base.File):
 
   def record(self, index: int) -> bytes:
     """The bytes of a record, or RowError."""
+    first = index - index % _TOGETHER
+    if first != self._first:
+      self._first = first
+      try:
+        end = min(first + _TOGETHER, self._count)
+        self._records = self._reader.read(first, end)
+      except _DAMAGE:  # of one of them: each is read alone
+        self._records = []
+    if self._records:
+      return self._records[index - first]
     try:
       return self._reader.read([index])[0]
-    except (RuntimeError, ValueError, IndexError) as error:
+    except _DAMAGE as error:
       reason = str(error).partition('\n')[0]
       raise base.RowError(f'is damaged ({reason})') from error
 
