@@ -95,6 +95,11 @@ def test_demonstrations_of_gsm_symbolic():
     plain.demonstration(plain.problem(0, 'train'))
 
 
+def test_indices_share_no_items():
+  task = registry.get_task('gym:products', min_digits=5, max_digits=5)
+  assert len({task.problem(i, 'train').question for i in range(80)}) == 80
+
+
 def test_far_indices():
   task = registry.get_task('gym:gsm_symbolic')
   assert task.problem(2**80, 'train').question
