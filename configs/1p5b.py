@@ -42,6 +42,7 @@ def get_config(arg: str = ''):
     instruction='\nPlease reason step by step, and put your final answer '
     'within \\boxed{}.',
     source='',  # what the problems come from: a task's name
+    folder='',  # where tasks that read files find them
     task_options=dict(),  # task name -> its options
     seed=0,  # which problems exist, the same for every run
     num_demonstrations=0,  # no supervised phase

@@ -183,7 +183,8 @@ class ChatFormat:
     template: of the model.
     stop_tokens: texts that end a response; the first is written, any is read.
     think_tags: around the thinking; () for a model without.
-    instruction: appended to each question, e.g. how to give the answer.
+    instruction: appended to questions that do not end in it, e.g. how to give
+      the answer.
     system: a system message before the question; None for none.
     variables: for the template, e.g. {'date_string': '1 May 2026'}.
   """
@@ -241,7 +242,8 @@ class ChatFormat:
     the template opens it; a closed, empty block of thinking at its end (the
     template's word for "do not think") gives way to the opened tag.
     """
-    messages = [{'role': 'user', 'content': question + self.instruction}]
+    asked = templates.with_instruction(question, self.instruction)
+    messages = [{'role': 'user', 'content': asked}]
     if self.system is not None:
       messages.insert(0, {'role': 'system', 'content': self.system})
     text = self.template.render(

@@ -8,10 +8,12 @@ n)` needs no iterator state, so the whole state of the data is one
 `DataPosition`, and changing the number of hosts, or restarting, changes
 nothing. A host that works on some rows of a global batch slices the batch.
 
-Problems of the training split come after the demonstrations' own indices, and
-a draw that equals a demonstration's problem by content is replaced, so no
-reinforcement-learning problem has a supervised answer. The held-out split is
-read from index 0 in order.
+Demonstrations are the first training problems of the tasks that have any. The
+stream of training problems comes after their indices, and a draw that equals a
+demonstration's problem by content is replaced, so no reinforcement-learning
+problem has a supervised answer. Of a task with a fixed number of problems the
+demonstrated ones are taken out instead, and each seed's stream starts with a
+whole pass over the others. The held-out split is read from index 0 in order.
 """
 
 import dataclasses
@@ -29,7 +31,7 @@ from metastone_jax.tasks import mixture as mixture_lib
 
 # Each seed reads its own block of the training indices; replacements of
 # excluded draws come from blocks that no seed's stream reaches.
-_SEED_STRIDE = 2**40
+_SEED_STRIDE = base.STREAM
 _REPLACEMENT_STRIDE = 2**80
 _STREAM_LENGTH = _SEED_STRIDE
 
@@ -202,7 +204,8 @@ def demonstration_dataset(
   """One fixed set of demonstrations, shuffled each epoch, without end.
 
   Args:
-    mixture: gives problems 0..size-1 of its training split, and responses.
+    mixture: its tasks that have demonstrations give problems 0..size-1 of
+      their training split, and responses.
     tokenizer: of the rows.
     size: demonstrations in the set, at least 1.
     seed: of the order alone; the set depends on the mixture.
@@ -213,12 +216,28 @@ def demonstration_dataset(
     The data set, tokenized (about 0.1 ms a demonstration).
 
   Raises:
-    UserError: size < 1, or a demonstration longer than `max_length`.
+    UserError: size < 1, no task has demonstrations, or not as many; or a
+      demonstration longer than `max_length`.
   """
   if size < 1:
     raise errors.UserError(
       f'the set of demonstrations has size {size}; give at least 1'
     )
+  able = mixture.demonstrating()
+  if able is None:
+    raise errors.UserError(
+      f'no task of {", ".join(mixture.training_tasks())} has demonstrations; '
+      'name a field of solutions (fields.solution), or train without: '
+      'data.num_demonstrations=0 and phases without demonstrations_per_step'
+    )
+  mixture = able
+  for name, task in mixture.training_tasks().items():
+    asked = mixture.count_before(name, size)
+    if task.num_train is not None and asked > task.num_train:
+      raise errors.UserError(
+        f'{asked} demonstrations are asked of task {name!r}, which has '
+        f'{task.num_train} training problems; lower data.num_demonstrations'
+      )
   problems = [mixture.problem(i, 'train') for i in range(size)]
   prompts = tokenizer.encode_batch(
     [template.render(p.question) for p in problems]
@@ -289,14 +308,15 @@ def problem_dataset(
   if not 0 <= seed < _SEED_STRIDE:
     raise errors.UserError(f'data seed {seed} must be in 0..2^40-1')
   if split == 'train':
+    demonstrated = mixture.demonstrating()
     excluded = frozenset(
-      mixture.problem(i, 'train').key for i in range(num_demonstrations)
+      demonstrated.problem(i, 'train').key
+      for i in range(num_demonstrations)
+      if demonstrated is not None
     )
-    source = _ProblemSource(
-      mixture, split, seed * _SEED_STRIDE + num_demonstrations, excluded
-    )
+    source = _TrainingSource(mixture, seed, num_demonstrations, excluded)
   else:
-    source = _ProblemSource(mixture, split, 0, frozenset())
+    source = _HeldoutSource(mixture)
   pad_id = tokenizer.pad_id
 
   def encode(problem: base.Problem) -> dict[str, Any]:
@@ -319,31 +339,65 @@ def problem_dataset(
   )
 
 
-class _ProblemSource(grain.sources.RandomAccessDataSource):
-  """Problems of one split by index, as a grain source."""
+class _HeldoutSource(grain.sources.RandomAccessDataSource):
+  """Held-out problems by index, as a grain source."""
 
-  def __init__(self, mixture, split, offset, excluded):
+  def __init__(self, mixture):
     self._mixture = mixture
-    self._split = split
-    self._offset = offset
+
+  def __len__(self) -> int:
+    return _STREAM_LENGTH
+
+  def __getitem__(self, index) -> base.Problem:
+    return self._mixture.problem(int(index), 'heldout')
+
+  def __repr__(self) -> str:
+    return '_HeldoutSource()'
+
+
+class _TrainingSource(grain.sources.RandomAccessDataSource):
+  """Training problems by index, without the excluded, as a grain source."""
+
+  def __init__(self, mixture, seed, skipped, excluded):
+    self._mixture = mixture
+    self._stream = seed * _SEED_STRIDE
+    self._offset = self._stream + skipped
     self._excluded = excluded
+    # Tasks of a fixed number of problems: (what is left of it, the index that
+    # its first draw of this stream has).
+    self._finite = {}
+    for name, task in mixture.training_tasks().items():
+      if task.num_train is None:
+        continue
+      left = task.excluding(excluded)
+      if task.num_train and not left.num_train:
+        raise _nothing_left(task, excluded)
+      _ = left.problem(0, 'train')  # refuses a task without any
+      self._finite[name] = left, mixture.count_before(name, self._offset)
 
   def __len__(self) -> int:
     return _STREAM_LENGTH
 
   def __getitem__(self, index) -> base.Problem:
     task, task_index = self._mixture.locate(self._offset + int(index))
+    if task.name in self._finite:
+      left, first = self._finite[task.name]
+      return left.problem(self._stream + task_index - first, 'train')
     for attempt in range(base.MAX_ATTEMPTS):
       problem = task.problem(
-        task_index + attempt * _REPLACEMENT_STRIDE, self._split
+        task_index + attempt * _REPLACEMENT_STRIDE, 'train'
       )
       if problem.key not in self._excluded:
         return problem
-    raise errors.UserError(
-      f'task {task.name!r} has no training problem left beside the '
-      f'{len(self._excluded)} distinct problems of the demonstrations; '
-      'use fewer demonstrations or widen its options'
-    )
+    raise _nothing_left(task, self._excluded)
 
   def __repr__(self) -> str:
-    return f'_ProblemSource({self._split}, offset={self._offset})'
+    return f'_TrainingSource(offset={self._offset})'
+
+
+def _nothing_left(task, excluded) -> errors.UserError:
+  return errors.UserError(
+    f'task {task.name!r} has no training problem left beside the '
+    f'{len(excluded)} distinct problems of the demonstrations; '
+    'use fewer demonstrations (data.num_demonstrations) or widen its options'
+  )

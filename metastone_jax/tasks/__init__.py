@@ -9,7 +9,7 @@ from metastone_jax.tasks.base import (
 )
 from metastone_jax.tasks.boxed import last_boxed
 from metastone_jax.tasks.mixture import Mixture, build_mixture
-from metastone_jax.tasks.registry import get_task, task_names
+from metastone_jax.tasks.registry import get_task, takes_folder, task_names
 from metastone_jax.tasks.rewards import Scores, score_responses
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
   'get_task',
   'last_boxed',
   'score_responses',
+  'takes_folder',
   'task_names',
 ]

@@ -1,15 +1,18 @@
-"""What a task is: an endless source of problems that can be checked.
+"""What a task is: a source of problems that can be checked.
 
-A task makes problems out of (seed, split, index) alone: no file, no state that
-a checkpoint would have to carry, the same problem on every host. The two
-splits 'train' and 'heldout' never share a problem, whatever the seeds: the
-split is a property of the problem's content (a stable hash of `split_key`),
-and an index draws candidates until one belongs to its split. Held-out
-problems of one seed are distinct from each other as well; training problems
-may repeat by chance, as independent draws do.
+A task gives problems by (seed, split, index) alone: no state that a checkpoint
+would have to carry, the same problem on every host. The two splits 'train' and
+'heldout' never share a problem.
 
-A new task is one file with a subclass of `ProceduralTask` (or of `Task`) and
-one line in `metastone_jax/tasks/registry.py`.
+A `ProceduralTask` is endless. Its split is a property of the problem's
+content (a stable hash of `split_key`), whatever the seed, and an index draws
+candidates until one belongs to its split. Held-out problems of one seed are
+distinct from each other as well; training problems may repeat by chance, as
+independent draws do. A `finite.FiniteTask` is a list of problems.
+
+A new task is one file with a subclass of `ProceduralTask` or `FiniteTask` and
+one line in `metastone_jax/tasks/registry.py`; problems in files need none
+(`dataset`).
 """
 
 import abc
@@ -27,6 +30,9 @@ SPLITS: tuple[Split, ...] = ('train', 'heldout')
 # One in this many problems (by hash of the split key) is held out.
 HELDOUT_ONE_IN = 8
 
+# Training indices from s * STREAM on are the stream of seed s of a run.
+STREAM = 2**40
+
 # Candidates tried before a task is declared too small. At one in eight, a
 # healthy task fails this with probability (7/8)^1024 = 4e-60.
 MAX_ATTEMPTS = 1024
@@ -42,7 +48,7 @@ class Problem:
 
   Attributes:
     task: name of the task that made it, and that can verify it.
-    id: unique name, `task/seed/split/index`.
+    id: unique name, `task/seed/split/index`, or `task/row` of a data set.
     question: the text the user asks.
     answer: a right answer as text (one of several, for search tasks).
     data: the content in machine form; JSON-able.
@@ -83,10 +89,24 @@ UNPARSED = Verdict(reward=0.0, parsed=False, answer_key='')
 
 
 class Task(abc.ABC):
-  """A source of problems with demonstrations and a verifier."""
+  """A source of problems with demonstrations and a verifier.
+
+  Attributes:
+    name: in configs, metrics and problem ids.
+    seed: of the problems.
+    verifier: the `verifiers.Verifier` that judges responses, in a process of
+      its own if it says so; None: `verify` is a pure parser.
+    num_train: training problems there are; None: without end.
+    num_heldout: held-out problems there are; None: as many as are asked for.
+    demonstrates: whether problems have demonstrations.
+  """
 
   name: str
   seed: int
+  verifier: Any = None
+  num_train: int | None = None
+  num_heldout: int | None = None
+  demonstrates: bool = True
 
   @abc.abstractmethod
   def problem(self, index: int, split: Split) -> Problem:

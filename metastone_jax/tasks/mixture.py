@@ -46,6 +46,7 @@ class Mixture:
         'give each task one weight'
       )
     self.tasks = dict(tasks)
+    self._weights = dict(weights)
     # Sorted: a mapping that went through JSON may change its order, and the
     # order breaks ties in the cycle.
     self._names = sorted(tasks)
@@ -66,6 +67,30 @@ class Mixture:
     which, rank = self._cycle[place]
     task_index = cycles * self._count[which] + rank
     return self.tasks[self._names[which]], task_index
+
+  def count_before(self, name: str, index: int) -> int:
+    """How many of the first `index` global draws use a task."""
+    which = self._names.index(name)
+    cycles, place = divmod(index, len(self._cycle))
+    rest = sum(w == which for w, _ in self._cycle[:place])
+    return cycles * self._count[which] + rest
+
+  def training_tasks(self) -> dict[str, base.Task]:
+    """The tasks that are drawn at all, by name."""
+    return {n: self.tasks[n] for n in self._names if self._weights[n]}
+
+  def demonstrating(self) -> 'Mixture | None':
+    """The tasks that have demonstrations, in their proportions; None if none.
+
+    This mixture itself where all of them have.
+    """
+    drawn = self.training_tasks()
+    able = {name: task for name, task in drawn.items() if task.demonstrates}
+    if len(able) == len(drawn):
+      return self
+    if not able:
+      return None
+    return Mixture(able, {name: self._weights[name] for name in able})
 
   def problem(self, index: int, split: base.Split) -> base.Problem:
     """The problem of global draw `index`; pure in its arguments."""

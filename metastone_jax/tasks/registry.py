@@ -1,10 +1,16 @@
-"""Tasks by name. A new task adds its file and one line here."""
+"""Tasks by name. A new task adds its file and one line here.
+
+Besides the names of the table: any name with an option `source` is a data set
+(`dataset`), `named` has evaluation sets, and `gym:NAME` is a data set of
+reasoning-gym (`gym`).
+"""
 
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metastone_jax import errors
-from metastone_jax.tasks import base, chain_sum, signs
+from metastone_jax.tasks import base, chain_sum, dataset, gym, named, signs
 
 _TASKS: dict[str, type[base.Task]] = {
   'chain_sum': chain_sum.ChainSum,
@@ -13,15 +19,30 @@ _TASKS: dict[str, type[base.Task]] = {
 
 
 def task_names() -> tuple[str, ...]:
-  """The known names, sorted."""
-  return tuple(sorted(_TASKS))
+  """The known names, sorted; `gym:` and data sets come on top."""
+  return tuple(sorted({*_TASKS, *named.NAMED_SETS}))
+
+
+def takes_folder(name: str, options: Mapping[str, Any]) -> bool:
+  """Whether a task reads files, so that `folder` is one of its options.
+
+  Args:
+    name: of the task.
+    options: of the config.
+  """
+  if 'source' not in options and name not in named.NAMED_SETS:
+    return name in _TASKS and 'folder' in _options_of(_TASKS[name])
+  own = named.NAMED_SETS[name].options if name in named.NAMED_SETS else {}
+  source = dataset.SOURCES.get({**own, **options}['source'])
+  return source is not None and 'folder' in _options_of(source)
 
 
 def get_task(name: str, **options: Any) -> base.Task:
   """Builds a task.
 
   Args:
-    name: one of `task_names()`.
+    name: one of `task_names()`, `gym:` and a name of reasoning-gym, or any
+      name if the options have `source`.
     **options: the task's own, and `seed`.
 
   Returns:
@@ -29,14 +50,19 @@ def get_task(name: str, **options: Any) -> base.Task:
 
   Raises:
     UserError: unknown name or option (the known ones are named), an option
-      out of range, or a missing package.
+      out of range, bad data, or a missing package.
   """
+  if 'source' in options or name in named.NAMED_SETS:
+    return _dataset(name, **options)
+  if name.startswith(gym.PREFIX):
+    return gym.Gym(name=name, **options)
   if name not in _TASKS:
     raise errors.UserError(
-      f'task {name!r} is unknown; known tasks: {", ".join(task_names())}'
+      f'task {name!r} is unknown; known tasks: {", ".join(task_names())}, '
+      'gym:NAME of reasoning-gym, and any name with an option source'
     )
   cls = _TASKS[name]
-  known = [p for p in inspect.signature(cls).parameters]
+  known = _options_of(cls)
   for option in options:
     if option not in known:
       raise errors.UserError(
@@ -44,3 +70,36 @@ def get_task(name: str, **options: Any) -> base.Task:
         f'{", ".join(known)}'
       )
   return cls(**options)
+
+
+def _options_of(cls: type) -> list[str]:
+  return list(inspect.signature(cls).parameters)
+
+
+def _dataset(
+  name: str,
+  *,
+  seed: int = 0,
+  overlap_with: Sequence[str | Mapping[str, Any]] = (),
+  **options: Any,
+) -> base.Task:
+  """A data set, with the evaluation sets that it must not overlap with."""
+  if name in named.NAMED_SETS:
+    options = named.named_options(name, options)
+  if isinstance(overlap_with, str) or not isinstance(overlap_with, Sequence):
+    raise errors.UserError(
+      f'task {name!r}: overlap_with={overlap_with!r} must be a list of tasks'
+    )
+  others = []
+  for other in overlap_with:
+    asked = {'task': other} if isinstance(other, str) else dict(other)
+    if not isinstance(asked.get('task'), str):
+      raise errors.UserError(
+        f'task {name!r}: overlap_with has {other!r}; give the name of a task, '
+        "or dict(task='aime24', path='aime24.jsonl')"
+      )
+    # One folder holds all files, unless an entry says otherwise.
+    if options.get('folder') and takes_folder(asked['task'], asked):
+      asked.setdefault('folder', options['folder'])
+    others.append(get_task(asked.pop('task'), **asked))
+  return dataset.from_options(name, seed, options, others)

@@ -14,7 +14,8 @@ class ChatTemplate:
   Attributes:
     before: everything before the question.
     after: everything between the question and the response.
-    instruction: appended to the question, e.g. how to give the answer.
+    instruction: appended to questions that do not end in it, e.g. how to give
+      the answer.
   """
 
   before: str
@@ -23,7 +24,8 @@ class ChatTemplate:
 
   def render(self, question: str) -> str:
     """The prompt text of a question."""
-    return f'{self.before}{question}{self.instruction}{self.after}'
+    asked = with_instruction(question, self.instruction)
+    return f'{self.before}{asked}{self.after}'
 
   def response(self, canonical: str) -> str:
     """A demonstration, as the tasks write it."""
@@ -36,6 +38,17 @@ CHATML_THINK = ChatTemplate(
 )
 
 RESPONSE_END = '<|im_end|>'
+
+
+def with_instruction(question: str, instruction: str) -> str:
+  """The question with the instruction at its end, once.
+
+  Question files of this field come with an instruction at the end of every
+  question, often the one that the recipe appends.
+  """
+  if question.rstrip().endswith(instruction.strip()):
+    return question
+  return question + instruction
 
 
 def render_response(thinking: str, answer: str) -> str:

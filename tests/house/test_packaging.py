@@ -89,6 +89,7 @@ def test_extras(setup_cfg):
   extras = setup_cfg['options.extras_require']
   promised = {'tpu', 'cuda', 'export', 'tfds', 'gym', 'test'}
   formats = {'gguf', 'sentencepiece', 'gcs'}
+  formats |= {'array_record', 'champ', 'parquet'}
   assert promised | formats | {'tensorboard', 'wandb'} == set(extras)
   for text in extras.values():
     assert _requirements(text)

@@ -1,5 +1,6 @@
 """Boxes in hostile text; the chat form."""
 
+import dataclasses
 import time
 
 import pytest
@@ -75,3 +76,15 @@ def test_prompt_is_the_chat_form_opened_for_thinking():
   assert templates.render_response(' a.\n\n', 'b') == (
     ' a.\n\n</think>\n\n\\boxed{ b }<|im_end|>'
   )
+
+
+def test_an_instruction_stands_once():
+  form = dataclasses.replace(
+    templates.CHATML_THINK, instruction='\nPut it within \\boxed{}.'
+  )
+  once = form.render('Why?')
+  assert once.count('boxed') == 1
+  assert form.render('Why?\nPut it within \\boxed{}.') == once
+  assert form.render('Why?\nPut it within \\boxed{}.\n').count('boxed') == 1
+  assert form.render('Put it within \\boxed{}. Why?').count('boxed') == 2
+  assert templates.with_instruction('Why?', '') == 'Why?'

@@ -7,6 +7,7 @@ from typing import Any
 
 from metastone_jax.errors import UserError
 from metastone_jax.model import ModelConfig, preset
+from metastone_jax.tasks import takes_folder
 from metastone_jax.training.loop.convert import build, convert
 from metastone_jax.training.loop.layouts import apply_layout
 from metastone_jax.training.loop.recipe_data import DataConfig, DrawConfig
@@ -252,7 +253,8 @@ def parse_recipe(
 
   `phases` is a mapping name -> PhaseConfig fields; `phase_order` lists the
   names that run, in order; `layout` and `layouts` see layouts.py; data.source
-  is short for data.tasks with one task.
+  is short for data.tasks with one task, data.folder for the option `folder` of
+  all tasks that read files.
 
   Args:
     config: the dict.
@@ -268,6 +270,8 @@ def parse_recipe(
   data = dict(convert(Mapping[str, Any], config.get('data', {}), 'data'))
   if source := data.pop('source', ''):
     data['tasks'] = {source: 1.0}
+  if folder := data.pop('folder', ''):
+    data['task_options'] = _with_folder(data, folder)
   config['data'] = data
   phases = convert(
     Mapping[str, Mapping[str, Any]], config.pop('phases', {}), 'phases'
@@ -285,3 +289,19 @@ def parse_recipe(
     for name in order
   )
   return build(Recipe, config, '', phases=built)
+
+
+def _with_folder(data: Mapping[str, Any], folder: str) -> dict[str, Any]:
+  """task_options in which every task that reads files knows where they are."""
+  options = dict(
+    convert(
+      Mapping[str, Mapping[str, Any]],
+      data.get('task_options', {}),
+      'data.task_options',
+    )
+  )
+  for name in data.get('tasks', {}):
+    own = options.get(name, {})
+    if takes_folder(name, own):
+      options[name] = {'folder': folder, **own}
+  return options

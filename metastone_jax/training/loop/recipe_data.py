@@ -13,7 +13,8 @@ class DataConfig:
 
   Attributes:
     tasks: task name -> share of the problems; empty = to be named by
-      data.source before anything runs.
+      data.source before anything runs. Any name is a task if its options have
+      `source` (see tasks/dataset.py).
     task_options: task name -> its options.
     tokenizer: 'tiny' (shipped), 'source' (that of model.source) or a folder
       with a tokenizer.json or a SentencePiece tokenizer.model.
@@ -21,10 +22,12 @@ class DataConfig:
     think_tags: the two texts around the thinking, each one token; () = this
       model has none and its whole response is judged; None = <think> and
       </think> where the tokenizer has them.
-    instruction: appended to every question, e.g. how to give the answer.
+    instruction: appended to questions that do not end in it, e.g. how to give
+      the answer.
     system: a system message before every question; None = none.
     seed: which problems exist; shared by all runs that are compared.
-    num_demonstrations: size of the ONE fixed set of supervised traces.
+    num_demonstrations: size of the ONE fixed set of supervised traces; 0 =
+      none.
     max_prompt_length: tokens.
     max_response_length: tokens, thinking and answer.
   """
