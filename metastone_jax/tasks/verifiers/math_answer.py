@@ -21,6 +21,7 @@ from metastone_jax.tasks.verifiers import math_number
 
 MAX_CHARACTERS = 2000
 _MAX_DEPTH = 8
+_MAX_BRACKETS = 12
 _MAX_PARTS = 64
 
 # Kinds of answers whose parts have no order.
@@ -42,6 +43,7 @@ class Answer:
     body: an expression without name and unit.
     parts: of a container, in the order in which they stand.
     also: values that a chain "x = 1 + 1 = 2" claims to be equal to it.
+    equation: the whole "y = 2x + 1", where it is one.
   """
 
   kind: str
@@ -52,6 +54,7 @@ class Answer:
   body: str = ''
   parts: tuple['Answer', ...] = ()
   also: tuple['Answer', ...] = ()
+  equation: str = ''
 
   @property
   def key(self) -> str:
@@ -196,17 +199,15 @@ def compact(text: str) -> str:
 
 
 def _balanced(text: str) -> bool:
-  """Whether braces close and no more than so many are open."""
-  depth, place = 0, 0
-  while place < len(text):
-    if text[place] == '\\':
-      place += 2
-      continue
-    depth += (text[place] == '{') - (text[place] == '}')
-    if not 0 <= depth <= 4 * _MAX_DEPTH:
+  """Whether braces close, and brackets do not stand in too many others."""
+  depth = braces = 0
+  for found in _TOKEN.finditer(text):
+    token = found[0]
+    depth += (token in _OPEN) - (token in _CLOSE)
+    braces += (token == '{') - (token == '}')
+    if braces < 0 or depth > _MAX_BRACKETS:
       return False
-    place += 1
-  return depth == 0
+  return braces == 0
 
 
 # Taking it apart.
@@ -327,9 +328,12 @@ def _equation(text: str, pieces: list[str], depth: int) -> Answer | None:
     return None
   letters = bool(_letters(pieces[0]))
   if not name and letters:
-    return Answer('equation', compact(text), body=text)
+    whole = compact(text)
+    return Answer('equation', whole, body=whole, equation=whole)
   *also, last = values
-  return dataclasses.replace(last, name=compact(name), also=tuple(also))
+  return dataclasses.replace(
+    last, name=compact(name), also=tuple(also), equation=compact(text)
+  )
 
 
 def _letters(text: str) -> set[str]:

@@ -65,6 +65,34 @@ def equal(gold: str, answer: str) -> bool:
   return bool(said) and _agree(left, right)
 
 
+def same_equation(gold: str, answer: str) -> bool:
+  """Whether "L = R" holds for the same values of its letters as the other.
+
+  Shown by left minus right: one is a constant times the other.
+
+  Args:
+    gold: of the reference.
+    answer: of a response; hostile.
+  """
+  sides = [text.split('=') for text in (gold, answer)]
+  if any(len(pair) != 2 for pair in sides) or not _comparable(gold, answer):
+    return False
+  parsed = [[_parse(side) for side in pair] for pair in sides]
+  if any(side is None for pair in parsed for side in pair):
+    return False
+  one, other = (_exact(left) - _exact(right) for left, right in parsed)
+  names = sorted({symbol.name for symbol in one.free_symbols})
+  if names != sorted({symbol.name for symbol in other.free_symbols}):
+    return False
+  ratios = []
+  for shift in range(3):
+    values = [_value(side, _point(names, shift)) for side in (one, other)]
+    if None in values or not all(values):
+      return False
+    ratios.append(values[0] / values[1])
+  return all(_near(ratio, ratios[0]) for ratio in ratios)
+
+
 def value_key(text: str) -> str | None:
   """A key that equal closed forms share: 15 digits; None if it has letters.
 
@@ -104,6 +132,9 @@ def _comparable(gold: str, answer: str) -> bool:
   if explosive(answer) or explosive(gold):
     return False
   if _letters(gold) != _letters(answer):
+    return False
+  # 11_2 is a number in base 2, which math-verify does not know.
+  if any(re.search(r'\d ?_', text) for text in (gold, answer)):
     return False
   return all(
     group.search(gold) or not group.search(answer) for group in _GROUPS
@@ -177,24 +208,38 @@ def _agree(left, right) -> bool:
   names = sorted({symbol.name for symbol in left.free_symbols})
   if names != sorted({symbol.name for symbol in right.free_symbols}):
     return False
-  import sympy
-
   shared = 0
   for shift in range(3 if names else 1):
-    point = {
-      name: sympy.Rational(_POINTS[(i + shift) % 3]) + sympy.Rational(i, 7)
-      for i, name in enumerate(names)
-    }
+    point = _point(names, shift)
     one, other = _value(left, point), _value(right, point)
     if one is None or other is None:
       if (one is None) != (other is None):
         return False
       continue
     shared += 1
-    scale = max(abs(one), abs(other), sympy.Float('1e-100', _DIGITS))
-    if not abs(one - other) <= sympy.Float(_TOLERANCE, _DIGITS) * scale:
+    if not _near(one, other):
       return False
   return shared > 0
+
+
+def _point(names, shift: int):
+  """A value for every letter."""
+  import sympy
+
+  return {
+    name: sympy.Rational(_POINTS[(i + shift) % 3]) + sympy.Rational(i, 7)
+    for i, name in enumerate(names)
+  }
+
+
+def _near(one, other) -> bool:
+  """Equal to 20 digits; a zero may come out as a tiny number."""
+  import sympy
+
+  scale = max(abs(one), abs(other), sympy.Float('1e-100', _DIGITS))
+  return bool(
+    abs(one - other) <= sympy.Float(_TOLERANCE, _DIGITS) * scale
+  )
 
 
 def _value(expression, point):

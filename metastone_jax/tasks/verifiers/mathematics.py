@@ -117,8 +117,10 @@ class Mathematics(base.Verifier):
       gold: of the reference; what it leaves out may be left out or not.
       answer: of the response.
     """
-    if gold.name and answer.name and gold.name != answer.name:
-      return False
+    if 'equation' in (gold.kind, answer.kind) or (
+      gold.name and answer.name and gold.name != answer.name
+    ):
+      return self._same_equation(gold, answer)
     if answer.also and not all(
       self._equal(dataclasses.replace(answer, also=()), other)
       for other in answer.also
@@ -141,12 +143,21 @@ class Mathematics(base.Verifier):
       return gold.key == answer.key
     if gold.kind == answer.kind == 'number':
       return self._same_number(gold, answer)
-    if 'equation' in (gold.kind, answer.kind):
-      return False
     if not self._units_agree(gold, answer) or '%' in (gold.unit, answer.unit):
       return False
     return math_symbolic.equal(
       gold.body or str(gold.value), answer.body or str(answer.value)
+    )
+
+  def _same_equation(self, gold: Answer, answer: Answer) -> bool:
+    """As `same`, where "y = 2x + 1" and "2x - y + 1 = 0" are to be compared."""
+    if gold.equation and gold.equation == answer.equation:
+      return True
+    # "x = 3" and "y = 3" are two different answers, as are "x = 3" and
+    # "2x = 6", which is to be worked out.
+    whole = [bool(x.equation) and x.kind != 'number' for x in (gold, answer)]
+    return all(whole) and math_symbolic.same_equation(
+      gold.equation, answer.equation
     )
 
   def _units_agree(self, gold: Answer, answer: Answer) -> bool:
