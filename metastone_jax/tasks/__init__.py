@@ -9,16 +9,19 @@ from metastone_jax.tasks.base import (
 )
 from metastone_jax.tasks.boxed import last_boxed
 from metastone_jax.tasks.mixture import Mixture, build_mixture
+from metastone_jax.tasks.pool import VerifierPool
 from metastone_jax.tasks.registry import get_task, task_names
-from metastone_jax.tasks.rewards import Scores, score_responses
+from metastone_jax.tasks.rewards import Scores, Scoring, score_responses
 
 __all__ = [
   'Mixture',
   'Problem',
   'Scores',
+  'Scoring',
   'Split',
   'Task',
   'Verdict',
+  'VerifierPool',
   'boxed_answer',
   'build_mixture',
   'get_task',
