@@ -11,9 +11,16 @@ from metastone_jax.tasks.boxed import last_boxed
 from metastone_jax.tasks.mixture import Mixture, build_mixture
 from metastone_jax.tasks.pool import VerifierPool
 from metastone_jax.tasks.registry import get_task, task_names
-from metastone_jax.tasks.rewards import Scores, Scoring, score_responses
+from metastone_jax.tasks.rewards import (
+  FAILURES,
+  Scores,
+  Scoring,
+  count_failures,
+  score_responses,
+)
 
 __all__ = [
+  'FAILURES',
   'Mixture',
   'Problem',
   'Scores',
@@ -24,6 +31,7 @@ __all__ = [
   'VerifierPool',
   'boxed_answer',
   'build_mixture',
+  'count_failures',
   'get_task',
   'last_boxed',
   'score_responses',

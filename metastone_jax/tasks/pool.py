@@ -13,7 +13,6 @@ several hosts each has a pool of its own.
 """
 
 import atexit
-import collections
 import concurrent.futures
 import dataclasses
 import json
@@ -254,7 +253,7 @@ class VerifierPool:
       )
 
 
-class _Lost(Exception):
+class _Lost(Exception):  # noqa: N818 (a state, not an error)
   """The process is gone; the message says why, as in Verdict.failure."""
 
 
@@ -290,9 +289,7 @@ class _Worker(threading.Thread):
     try:
       if job.verifier not in self._known:
         self._teach(job)
-      message = pickle.dumps(
-        (self._known[job.verifier], job.problem, job.text)
-      )
+      message = pickle.dumps((self._known[job.verifier], job.problem, job.text))
       answer = self._ask(pool_worker.CHECK + message, job.deadline_s)
     except _Lost as lost:
       if self._pool.closed:
@@ -433,12 +430,3 @@ class _Worker(threading.Thread):
 
 def _failed(why: str) -> base.Verdict:
   return dataclasses.replace(base.UNPARSED, failure=why)
-
-
-def count_failures(failures) -> dict[str, int]:
-  """How often each failure occurred, by name; those that did not are absent.
-
-  Args:
-    failures: Verdict.failure of every check, '' among them.
-  """
-  return dict(sorted(collections.Counter(filter(None, failures)).items()))

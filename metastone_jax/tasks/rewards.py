@@ -2,8 +2,8 @@
 
 Pure parsers (`Task.verify` of a task without an isolated verifier) run here:
 an exception in one is a bug and propagates, never a silent zero. Isolated
-verifiers run in the processes of a `VerifierPool` while the caller goes on: give
-a response to `Scoring` as soon as it is written, and collect at the end.
+verifiers run in the processes of a `VerifierPool` while the caller goes on:
+give a response to `Scoring` as soon as it is written, and collect at the end.
 """
 
 import dataclasses
@@ -13,9 +13,21 @@ import numpy as np
 
 from metastone_jax import errors
 from metastone_jax.tasks import base
-from metastone_jax.tasks.pool import VerifierPool, count_failures
+from metastone_jax.tasks.pool import VerifierPool
 
 UNPARSED_ID = -1
+
+# Names of Verdict.failure, in metrics verify/<name>; the last one is any other.
+FAILURES = (
+  'timeout',
+  'crash',
+  'memory',
+  'processes',
+  'files',
+  'network',
+  'output',
+  'other',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +42,8 @@ class Scores:
       numbered from 0 in order of appearance in each problem; -1 if unparsed.
     score_weight_B: float32, 1.0, or 0.0 for a truncated, unparsed or failed
       response: the score head is not trained on it (SPEC section 6).
-    failure_B: text, why there is no verdict ('timeout', 'crash', ...); '' where
-      there is one.
+    failure_B: int32, why there is no verdict: place in `FAILURES`, counted
+      from 1; 0 where there is one. See `count_failures`.
   """
 
   reward_B: np.ndarray
@@ -40,10 +52,19 @@ class Scores:
   score_weight_B: np.ndarray
   failure_B: np.ndarray
 
-  @property
-  def failures(self) -> dict[str, int]:
-    """How often each failure occurred; those that did not are absent."""
-    return count_failures(self.failure_B.tolist())
+
+def count_failures(failure_B: np.ndarray) -> dict[str, int]:
+  """How often each failure occurred, by name; those that did not are absent.
+
+  Args:
+    failure_B: of `Scores`, perhaps of several hosts.
+  """
+  counts = np.bincount(np.ravel(failure_B), minlength=len(FAILURES) + 1)
+  return {
+    name: int(count)
+    for name, count in zip(FAILURES, counts[1:], strict=True)
+    if count
+  }
 
 
 class Scoring:
@@ -119,8 +140,8 @@ class Scoring:
         ids = ids_of_problem.setdefault(self._found[row][0].id, {})
         answer_id_B[b] = ids.setdefault(verdict.answer_key, len(ids))
     parsed_B = np.array([verdict.parsed for verdict in verdicts], bool)
-    failure_B = np.array([v.failure for v in verdicts], dtype=object)
-    weight_B = parsed_B & np.asarray(finished, bool) & (failure_B == '')
+    failure_B = np.array([_failure_id(v.failure) for v in verdicts], np.int32)
+    weight_B = parsed_B & np.asarray(finished, bool) & (failure_B == 0)
     return Scores(
       reward_B=np.array([v.reward for v in verdicts], np.float32),
       parsed_B=parsed_B,
@@ -128,6 +149,12 @@ class Scoring:
       score_weight_B=weight_B.astype(np.float32),
       failure_B=failure_B,
     )
+
+
+def _failure_id(name: str) -> int:
+  if not name:
+    return 0
+  return 1 + FAILURES.index(name if name in FAILURES else 'other')
 
 
 def score_responses(

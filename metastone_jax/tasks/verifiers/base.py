@@ -25,7 +25,7 @@ class Verifier(abc.ABC):
   isolated: bool = False
   deadline_s: float | None = None
 
-  def prepare(self) -> None:
+  def prepare(self) -> None:  # noqa: B027 (most have nothing to prepare)
     """Imports what `verify` needs.
 
     Called once in a process before its first check, when the deadline does not

@@ -1,8 +1,8 @@
 """Multiple choice: which letter a response ends on, in English or Chinese.
 
 Read are statements of an answer behind `</think>`, such as "ANSWER: C", "The
-answer is (C)", "答案是C", "答案：C", "故选C", "\\boxed{C}" or a last line that is
-nothing but the letter. The last statement counts; where it names several
+answer is (C)", "答案是C", "答案：C", "故选C", "\\boxed{C}" or a last line that
+is nothing but the letter. The last statement counts; where it names several
 letters, or none of the choices, there is no answer. A letter in ordinary words
 ("A good idea", "Vitamin C") states nothing.
 """
@@ -19,14 +19,22 @@ _TAIL = 4000
 
 # What may stand around the letter. The text is NFKC (full-width forms are
 # ASCII) and free of *, _, ` and $.
-_BEFORE = r"""[\s:("'\[{]*(?:\\(?:text|mathrm|mathbf|textbf)\s*\{\s*)?[("'\[]*"""
+_BEFORE = (
+  r"""[\s:("'\[{]*(?:\\(?:text|mathrm|mathbf|textbf)\s*\{\s*)?[("'\[]*"""
+)
 _LETTER = r'(?P<{name}>[A-Za-z])(?![A-Za-z0-9])'
 _STATEMENTS = (
   ('boxed', r'\\boxed\s*\{'),
-  ('answer', r'\b(?:answer|choice|option)\s*(?:is|:|=)(?:\s*(?:option|choice))?'),
+  (
+    'answer',
+    r'\b(?:answer|choice|option)\s*(?:is|:|=)(?:\s*(?:option|choice))?',
+  ),
   ('correct', r'\b(?:correct|right|best)\s+(?:answer|choice|option)\s+is'),
   ('zh', r'答案(?:选项)?(?:应该|应当|应|就|只能)?(?:是|为|选择?)?\s*(?:选项)?'),
-  ('pick', r'(?<![不别勿未没能可该应])(?:应该|应当|应)?选(?:择|项)?(?:答案)?(?:是|为)?'),
+  (
+    'pick',
+    r'(?<![不别勿未没能可该应])(?:应该|应当|应)?选(?:择|项)?(?:答案)?(?:是|为)?',
+  ),
 )
 _PATTERN = re.compile(
   '|'.join(
@@ -70,8 +78,7 @@ class Choice(base.Verifier):
     if problem.answer.strip() in tuple(self.letters):
       return None
     return (
-      f'its answer {problem.answer[:40]!r} is none of '
-      f'{", ".join(self.letters)}'
+      f'its answer {problem.answer[:40]!r} is none of {", ".join(self.letters)}'
     )
 
   def verify(

@@ -2,10 +2,10 @@
 
 LaTeX or plain text is brought into one spelling and taken apart at its
 outermost commas and brackets: lists ("1, 2", "1 and 2", "1 \\pm 2"), sets,
-tuples, intervals, unions, matrices, ratios, "x = 3", "1 < x \\le 2", words. What
-is left is a number, read exactly (`math_number`), or an expression, which is
-for `math_symbolic` to judge. So a computer algebra system never decides what a
-comma or a bracket means, and most answers never meet one.
+tuples, intervals, unions, matrices, ratios, "x = 3", "1 < x \\le 2", words.
+What is left is a number, read exactly (`math_number`), or an expression, which
+is for `math_symbolic` to judge. So a computer algebra system never decides what
+a comma or a bracket means, and most answers never meet one.
 
 Linear work on any input of up to `MAX_CHARACTERS`; longer ones are not read.
 """
@@ -395,7 +395,10 @@ def _container(text: str, depth: int) -> Answer | None:
   if len(pieces) == 2:
     left, right = pieces
     return _several(
-      'list', text, [f'{left} + {right}'.lstrip(' +'), f'{left} - {right}'], depth
+      'list',
+      text,
+      [f'{left} + {right}'.lstrip(' +'), f'{left} - {right}'],
+      depth,
     )
   brackets = _inside(text)
   if brackets is None:
@@ -430,9 +433,7 @@ def _scalar(text: str) -> Answer:
   body, unit = math_number.split_unit(text)
   value = math_number.read_number(_unwrapped(body)) if unit else None
   kind = 'expression' if value is None else 'number'
-  return Answer(
-    kind, compact(text), value=value, unit=unit, body=compact(body)
-  )
+  return Answer(kind, compact(text), value=value, unit=unit, body=compact(body))
 
 
 def _unwrapped(text: str) -> str:

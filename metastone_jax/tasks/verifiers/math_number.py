@@ -4,8 +4,8 @@ Most answers to competition problems are one number. It is read here by a small
 grammar into a fraction, so that two numbers are compared exactly, in
 microseconds, whatever a computer algebra system thinks of them:
 
-  12  -12  012  1,234  1 234  1.5  .5  1/2  \\frac{1}{2}  \\frac12  2\\frac{1}{2}
-  2 1/2  1.5 \\times 10^{3}  2^{10}
+  12  -12  012  1,234  1 234  1.5  .5  1/2  \\frac{1}{2}  \\frac12
+  2\\frac{1}{2}  2 1/2  1.5 \\times 10^{3}  2^{10}
 
 Nothing else is a number: "3,14" and "1,2" are lists, "1+1" is to be worked out.
 """
@@ -149,7 +149,9 @@ _NAMES = {
   'number': 'number numbers',
   'solution': 'solution solutions',
 }
-_UNITS = {word: name for name, words in _NAMES.items() for word in words.split()}
+_UNITS = {
+  word: name for name, words in _NAMES.items() for word in words.split()
+}
 _CURRENCIES = {'$': 'dollar', '€': 'euro', '£': 'sterling', '¥': 'yen'}
 _TAIL = re.compile(
   r'(?P<body>.*[\d})\]a-z]) ?'

@@ -237,9 +237,7 @@ def _near(one, other) -> bool:
   import sympy
 
   scale = max(abs(one), abs(other), sympy.Float('1e-100', _DIGITS))
-  return bool(
-    abs(one - other) <= sympy.Float(_TOLERANCE, _DIGITS) * scale
-  )
+  return bool(abs(one - other) <= sympy.Float(_TOLERANCE, _DIGITS) * scale)
 
 
 def _value(expression, point):
