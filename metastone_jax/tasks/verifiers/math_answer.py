@@ -149,6 +149,7 @@ _RULES = [
      r' ?(?=\{)', r'\\text'),
     (r'\\text\{ ?,? ?(?:and|or) ?\}', ' and '),
     (r'\\text\{ *\}', ' '),
+    (r'\\text\{([-+0-9., ]+)\}', r'\1'),
     (r'\\leq(?:slant)?(?![a-zA-Z])', r'\\le'),
     (r'\\geq(?:slant)?(?![a-zA-Z])', r'\\ge'),
     (r'\\neq(?![a-zA-Z])', r'\\ne'),

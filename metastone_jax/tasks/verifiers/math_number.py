@@ -112,8 +112,8 @@ _NAMES = {
   'l': 'l liter liters litre litres',
   'ml': 'ml milliliter milliliters millilitre millilitres',
   'gal': 'gallon gallons',
-  'mph': 'mph',
-  'kmh': 'kmh kph',
+  'mi/h': 'mph',
+  'km/h': 'kmh kph',
   'N': 'newton newtons',
   'J': 'joule joules',
   'W': 'watt watts',
@@ -154,7 +154,7 @@ _UNITS = {
 }
 _CURRENCIES = {'$': 'dollar', '€': 'euro', '£': 'sterling', '¥': 'yen'}
 _TAIL = re.compile(
-  r'(?P<body>.*[\d})\]a-z]) ?'
+  r'(?P<body>.*?[\d})\]a-z]) ?'
   r'(?:\\text ?\{(?P<text>[^{}]*)\}|(?<=[\d} ])(?P<bare>[A-Za-z][A-Za-z ]+))'
   r' ?(?:\^ ?\{? ?(?P<power>[23]) ?\}?)?'
 )

@@ -4,7 +4,7 @@ math-verify (with sympy) reads LaTeX and knows algebra, but says "equal" too
 often for a reward: it rounds to six decimals, drops tiny differences, ignores
 the case of letters, and works out whatever is written. Here it is asked only
 about two single expressions, of the same letters and the same kind of
-operations, and a second judge must agree: their values at random points to 20
+operations, and a second judge must agree: their values at random points to 100
 digits.
 
 It may run for ever or take all memory on hostile input: call it in a process
@@ -16,10 +16,10 @@ import functools
 import logging
 import re
 
-# Where letters get values: positive, irrational-looking, not special.
-_POINTS = ('1.2345678987', '0.7182818459', '2.9173213569')
-_DIGITS = 30
-_TOLERANCE = '1e-20'
+# Where letters get values: nothing special, and not all of one sign.
+_POINTS = ('1.2345678987', '-0.7182818459', '2.9173213569')
+_DIGITS = 120
+_TOLERANCE = '1e-100'
 
 _COMMAND = re.compile(r'\\[a-zA-Z]+')
 _LETTER = re.compile(r'[A-Za-z]')
@@ -58,11 +58,12 @@ def equal(gold: str, answer: str) -> bool:
   left, right = _parse(gold), _parse(answer)
   if left is None or right is None:
     return False
+  left, right = _exact(left), _exact(right)
+  if not _agree(left, right):  # first: algebra may take long to say no
+    return False
   from math_verify import verify
 
-  left, right = _exact(left), _exact(right)
-  said = verify(left, right, timeout_seconds=None, raise_on_error=False)
-  return bool(said) and _agree(left, right)
+  return bool(verify(left, right, timeout_seconds=None, raise_on_error=False))
 
 
 def same_equation(gold: str, answer: str) -> bool:
@@ -93,15 +94,16 @@ def same_equation(gold: str, answer: str) -> bool:
   return all(_near(ratio, ratios[0]) for ratio in ratios)
 
 
-def value_key(text: str) -> str | None:
+def value_key(gold: str, answer: str) -> str | None:
   """A key that equal closed forms share: 15 digits; None if it has letters.
 
   Args:
-    text: an expression that `equal` has been asked about.
+    gold: of the reference: what cannot be compared with it is not worked out.
+    answer: of a response; hostile.
   """
-  if explosive(text):
+  if not _comparable(gold, answer):
     return None
-  found = _parse(text)
+  found = _parse(answer)
   if found is None or getattr(found, 'free_symbols', True):
     return None
   value = _value(_exact(found), {})
@@ -114,7 +116,8 @@ def explosive(text: str) -> bool:
     return True
   if re.search(rf'\d{{{_MAX_NUMBER},}}', text) or re.search(r'\d{4,} ?!', text):
     return True
-  if '!!' in text.replace(' ', '') or text.count('^') > _MAX_POWERS:
+  # A factorial of a factorial, in brackets or not.
+  if re.search(r'![ )}\]]*!', text) or text.count('^') > _MAX_POWERS:
     return True
   for found in _EXPONENT.finditer(text):
     inside = found[1] if found[1] is not None else found[2]
@@ -233,22 +236,22 @@ def _point(names, shift: int):
 
 
 def _near(one, other) -> bool:
-  """Equal to 20 digits; a zero may come out as a tiny number."""
+  """Equal to 100 digits; a zero may come out as a tiny number."""
   import sympy
 
-  scale = max(abs(one), abs(other), sympy.Float('1e-100', _DIGITS))
+  scale = max(abs(one), abs(other), sympy.Float('1e-1000', _DIGITS))
   return bool(abs(one - other) <= sympy.Float(_TOLERANCE, _DIGITS) * scale)
 
 
 def _value(expression, point):
-  """A finite number to 30 digits, or None."""
+  """A finite number to 120 digits, or None."""
   import sympy
 
   try:
     expression = expression.subs(
       {s: point[s.name] for s in expression.free_symbols}
     ).doit()
-    value = expression.evalf(_DIGITS, maxn=400)
+    value = expression.evalf(_DIGITS, maxn=1000)
   except Exception:  # sympy raises whatever it likes on odd input
     return None
   real, imaginary = value.as_real_imag()

@@ -25,10 +25,9 @@ from metastone_jax.tasks.verifiers.math_answer import Answer
 
 # Where an answer without a box is looked for: the end of the response.
 _TAIL = 4000
-_SAID = re.compile(
-  r'(?:answer(?: is|:)|答案(?:是|为|：|:))[:：]?\s*([^\n]{1,400})',
-  re.IGNORECASE,
-)
+_SAID = re.compile(r'answer(?: is|:)|答案[是为：:]', re.IGNORECASE)
+# It ends with its line or sentence; a full stop inside a number does not count.
+_END = re.compile(r'\n|。|[.](?=\s|$)')
 
 
 class Mathematics(base.Verifier):
@@ -107,7 +106,7 @@ class Mathematics(base.Verifier):
     right = self.same(gold, answer)
     key = answer.key
     if gold.kind == answer.kind == 'expression':
-      key = math_symbolic.value_key(answer.body) or key
+      key = math_symbolic.value_key(gold.body, answer.body) or key
     return tasks_base.Verdict(float(right), parsed=True, answer_key=key)
 
   def same(self, gold: Answer, answer: Answer) -> bool:
@@ -221,5 +220,8 @@ def find_answer(response_text: str, *, boxed_only: bool = False) -> str | None:
     return None
   if '\\boxed' in text or boxed_only:
     return boxed.last_boxed(text)
-  found = _SAID.findall(text[-_TAIL:])
-  return found[-1] if found else None
+  text = text[-_TAIL:]
+  said = list(_SAID.finditer(text))
+  if not said:
+    return None
+  return _END.split(text[said[-1].end() :].lstrip(' :：*\n'), maxsplit=1)[0]
