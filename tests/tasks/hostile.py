@@ -67,3 +67,14 @@ class Hostile(Verifier):
       'interrupt': str(signal.getsignal(signal.SIGINT) == signal.SIG_IGN),
     }.get(what, argument)
     return base.Verdict(float(what == 'right'), True, key)
+
+
+class Told(Hostile):
+  """Does what `said` has for a response: text -> WHAT:ARGUMENT."""
+
+  def __init__(self, said: dict[str, str], **options):
+    super().__init__(**options)
+    self.said = said
+
+  def verify(self, problem, response_text):
+    return self._do(self.said[response_text])
