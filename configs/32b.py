@@ -102,6 +102,10 @@ def get_config(arg: str = ''):
     small_samples=8,
     ks=(1, 2, 8, 32),
   )
+  c.verify = dict(  # processes of the verifiers that need some, a host
+    workers=0,  # 0 = one a CPU, up to 8
+    deadline_s=10.0,  # of one check; then its process is killed
+  )
   c.checkpoint = dict(
     every=10,  # steps; ends of phases are always saved and kept
     max_to_keep=2,

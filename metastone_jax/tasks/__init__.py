@@ -9,18 +9,29 @@ from metastone_jax.tasks.base import (
 )
 from metastone_jax.tasks.boxed import last_boxed
 from metastone_jax.tasks.mixture import Mixture, build_mixture
+from metastone_jax.tasks.pool import VerifierPool
 from metastone_jax.tasks.registry import get_task, takes_folder, task_names
-from metastone_jax.tasks.rewards import Scores, score_responses
+from metastone_jax.tasks.rewards import (
+  FAILURES,
+  Scores,
+  Scoring,
+  count_failures,
+  score_responses,
+)
 
 __all__ = [
+  'FAILURES',
   'Mixture',
   'Problem',
   'Scores',
+  'Scoring',
   'Split',
   'Task',
   'Verdict',
+  'VerifierPool',
   'boxed_answer',
   'build_mixture',
+  'count_failures',
   'get_task',
   'last_boxed',
   'score_responses',

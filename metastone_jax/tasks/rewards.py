@@ -1,19 +1,33 @@
-"""Rewards of a batch of responses, checked in this process.
+"""Rewards of a batch of responses, whatever order they come in.
 
-Verifiers here are pure parsers with linear cost in the response, so no process
-pool stands between. An exception in a verifier is a bug and propagates: it
-never becomes a silent zero.
+Pure parsers (`Task.verify` of a task without an isolated verifier) run here:
+an exception in one is a bug and propagates, never a silent zero. Isolated
+verifiers run in the processes of a `VerifierPool` while the caller goes on:
+give a response to `Scoring` as soon as it is written, and collect at the end.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
 from metastone_jax import errors
 from metastone_jax.tasks import base
+from metastone_jax.tasks.pool import VerifierPool
 
 UNPARSED_ID = -1
+
+# Names of Verdict.failure, in metrics verify/<name>; the last one is any other.
+FAILURES = (
+  'timeout',
+  'crash',
+  'memory',
+  'processes',
+  'files',
+  'network',
+  'output',
+  'other',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +40,121 @@ class Scores:
     parsed_B: bool, whether a final answer could be read.
     answer_id_B: int32, equal exactly for equal answers to the same problem,
       numbered from 0 in order of appearance in each problem; -1 if unparsed.
-    score_weight_B: float32, 1.0, or 0.0 for a truncated or unparsed response:
-      the score head is not trained on it (SPEC section 6).
+    score_weight_B: float32, 1.0, or 0.0 for a truncated, unparsed or failed
+      response: the score head is not trained on it (SPEC section 6).
+    failure_B: int32, why there is no verdict: place in `FAILURES`, counted
+      from 1; 0 where there is one. See `count_failures`.
   """
 
   reward_B: np.ndarray
   parsed_B: np.ndarray
   answer_id_B: np.ndarray
   score_weight_B: np.ndarray
+  failure_B: np.ndarray
+
+
+def count_failures(failure_B: np.ndarray) -> dict[str, int]:
+  """How often each failure occurred, by name; those that did not are absent.
+
+  Args:
+    failure_B: of `Scores`, perhaps of several hosts.
+  """
+  counts = np.bincount(np.ravel(failure_B), minlength=len(FAILURES) + 1)
+  return {
+    name: int(count)
+    for name, count in zip(FAILURES, counts[1:], strict=True)
+    if count
+  }
+
+
+class Scoring:
+  """Verifies responses one by one; the scores do not depend on their order.
+
+  Args:
+    tasks: the tasks by name (`Mixture.tasks`).
+    pool: for isolated verifiers; None = there are none.
+  """
+
+  def __init__(
+    self, tasks: Mapping[str, base.Task], pool: VerifierPool | None = None
+  ):
+    self._tasks, self._pool = tasks, pool
+    self._found: dict[Hashable, tuple[base.Problem, object]] = {}
+
+  def add(self, row: Hashable, problem: base.Problem, response: str) -> None:
+    """Has a response verified: here and now, or in the pool from now on.
+
+    Args:
+      row: what it is called in `collect`.
+      problem: that it answers.
+      response: what follows the prompt.
+
+    Raises:
+      UserError: the problem names a task that is not loaded, or a verifier
+        that needs a pool where there is none.
+    """
+    task = self._tasks.get(problem.task)
+    if task is None:
+      raise errors.UserError(
+        f'problem {problem.id} is of task {problem.task!r}, which is not '
+        f'loaded; loaded: {", ".join(sorted(self._tasks))}'
+      )
+    verifier = getattr(task, 'verifier', None)
+    if verifier is None or not verifier.isolated:
+      found = task.verify(problem, response)
+    elif self._pool is None:
+      raise errors.UserError(
+        f'task {problem.task!r} has the verifier {verifier.name!r}, which runs '
+        'in processes of its own; give a VerifierPool'
+      )
+    else:
+      found = self._pool.submit(verifier, problem, response)
+    self._found[row] = problem, found
+
+  def collect(
+    self, rows: Sequence[Hashable], finished: Sequence[bool] | np.ndarray
+  ) -> Scores:
+    """Waits for the verdicts.
+
+    Args:
+      rows: B of those that were added, in the order of the scores.
+      finished: B flags, False where the response was cut by the length limit.
+
+    Returns:
+      The scores.
+
+    Raises:
+      UserError: a verifier refuses its options or a problem.
+    """
+    verdicts = []
+    for row in rows:
+      _, found = self._found[row]
+      if not isinstance(found, base.Verdict):
+        found = self._pool.result(found)
+      verdicts.append(found)
+    B = len(verdicts)
+    answer_id_B = np.full(B, UNPARSED_ID, np.int32)
+    ids_of_problem: dict[str, dict[str, int]] = {}
+    for b, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
+      if verdict.parsed:
+        ids = ids_of_problem.setdefault(self._found[row][0].id, {})
+        answer_id_B[b] = ids.setdefault(verdict.answer_key, len(ids))
+    parsed_B = np.array([verdict.parsed for verdict in verdicts], bool)
+    failure_B = np.array([_failure_id(v.failure) for v in verdicts], np.int32)
+    weight_B = parsed_B & np.asarray(finished, bool) & (failure_B == 0)
+    return Scores(
+      reward_B=np.array([v.reward for v in verdicts], np.float32),
+      parsed_B=parsed_B,
+      answer_id_B=answer_id_B,
+      score_weight_B=weight_B.astype(np.float32),
+      failure_B=failure_B,
+    )
+
+
+def _failure_id(name: str) -> int:
+  if not name:
+    return 0
+  return 1 + FAILURES.index(name if name in FAILURES else 'other')
 
 
 def score_responses(
@@ -41,6 +162,7 @@ def score_responses(
   problems: Sequence[base.Problem],
   responses: Sequence[str],
   finished: Sequence[bool] | np.ndarray,
+  pool: VerifierPool | None = None,
 ) -> Scores:
   """Verifies responses, group-major: N consecutive responses a problem.
 
@@ -50,6 +172,7 @@ def score_responses(
       problems for rows in any order.
     responses: B texts, each what follows the prompt.
     finished: B flags, False where the response was cut by the length limit.
+    pool: see `Scoring`.
 
   Returns:
     The scores.
@@ -69,28 +192,7 @@ def score_responses(
       'groups; give the same number of responses to each problem'
     )
   samples = rows // len(problems) if problems else 0
-  reward_B = np.zeros(rows, np.float32)
-  parsed_B = np.zeros(rows, bool)
-  answer_id_B = np.full(rows, UNPARSED_ID, np.int32)
-  ids_of_problem: dict[str, dict[str, int]] = {}
+  scoring = Scoring(tasks, pool)
   for b, response in enumerate(responses):
-    problem = problems[b // samples]
-    task = tasks.get(problem.task)
-    if task is None:
-      raise errors.UserError(
-        f'problem {problem.id} is of task {problem.task!r}, which is not '
-        f'loaded; loaded: {", ".join(sorted(tasks))}'
-      )
-    verdict = task.verify(problem, response)
-    reward_B[b] = verdict.reward
-    parsed_B[b] = verdict.parsed
-    if verdict.parsed:
-      ids = ids_of_problem.setdefault(problem.id, {})
-      answer_id_B[b] = ids.setdefault(verdict.answer_key, len(ids))
-  weight_B = parsed_B & np.asarray(finished, bool)
-  return Scores(
-    reward_B=reward_B,
-    parsed_B=parsed_B,
-    answer_id_B=answer_id_B,
-    score_weight_B=weight_B.astype(np.float32),
-  )
+    scoring.add(b, problems[b // samples], response)
+  return scoring.collect(range(rows), finished)

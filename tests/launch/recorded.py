@@ -21,8 +21,8 @@ if __name__ == '__main__':
     """Keeps what the sampler gives this one rollout."""
 
     class Recorded(draws.Sampler):
-      def rollout(self, params, requests):
-        drawn = super().rollout(params, requests)
+      def rollout(self, params, requests, each):
+        drawn = super().rollout(params, requests, each)
         folder = pathlib.Path(os.environ['RECORD'])
         folder.mkdir(parents=True, exist_ok=True)
         draw_P = np.array([request.draw for request in requests], np.int32)

@@ -1,10 +1,14 @@
 """Scores of a batch: rewards, votes, weights."""
 
+import random
+
 import numpy as np
 import pytest
 
 from metastone_jax import errors
 from metastone_jax.tasks import base, rewards, signs
+from metastone_jax.tasks.pool import VerifierPool
+from tests.tasks.hostile import Hostile
 
 
 def box(content):
@@ -73,3 +77,73 @@ def test_a_failing_verifier_is_never_a_silent_zero():
 
   with pytest.raises(RuntimeError, match='bug'):
     rewards.score_responses({'signs': Broken()}, [P0], [''], [True])
+
+
+class Isolated:
+  """A task whose verifier does what a response says."""
+
+  verifier = Hostile()
+
+
+def test_isolated_verifiers_run_in_the_pool():
+  problem = base.Problem('hostile', 'h0', 'q', '', {})
+  tasks = {**TASKS, 'hostile': Isolated()}
+  problems = [problem] * 6 + [P0]
+  responses = ['right:a', 'hang', 'wrong:b', 'exit:1', 'right:a', 'fail:odd']
+  responses.append(box('+ 1 + 2 - 3'))
+  finished = [True, True, False, True, True, True, True]
+  with VerifierPool(2, deadline_s=1.0) as pool:
+    scores = rewards.score_responses(tasks, problems, responses, finished, pool)
+  np.testing.assert_array_equal(scores.reward_B, [1, 0, 0, 0, 1, 0, 1])
+  np.testing.assert_array_equal(scores.parsed_B, [1, 0, 1, 0, 1, 1, 1])
+  np.testing.assert_array_equal(scores.answer_id_B, [0, -1, 1, -1, 0, 2, 0])
+  # Truncated, unparsed or failed: nothing for the score head.
+  np.testing.assert_array_equal(scores.score_weight_B, [1, 0, 0, 0, 1, 0, 1])
+  names = ['', *rewards.FAILURES]
+  assert [names[i] for i in scores.failure_B] == [
+    '', 'timeout', '', 'crash', '', 'other', ''
+  ]  # fmt: skip
+  assert rewards.count_failures(scores.failure_B) == {
+    'timeout': 1, 'crash': 1, 'other': 1
+  }  # fmt: skip
+
+
+def test_scores_do_not_depend_on_the_order():
+  problems = [base.Problem('hostile', f'h{i}', 'q', '', {}) for i in range(3)]
+  texts = [f'{"right" if i % 2 else "wrong"}:{i * i % 5}' for i in range(12)]
+  finished = [i % 4 > 0 for i in range(12)]
+  tasks = {'hostile': Isolated()}
+  found = []
+  with VerifierPool(2) as pool:
+    for seed in range(3):
+      order = list(range(12))
+      random.Random(seed).shuffle(order)
+      scoring = rewards.Scoring(tasks, pool)
+      for b in order:
+        scoring.add((b // 4, b % 4), problems[b // 4], texts[b])
+      rows = [divmod(b, 4) for b in range(12)]
+      found.append(scoring.collect(rows, finished))
+    found.append(
+      rewards.score_responses(tasks, problems, texts, finished, pool)
+    )
+  for name in ('reward', 'parsed', 'answer_id', 'score_weight', 'failure'):
+    for scores in found[1:]:
+      np.testing.assert_array_equal(
+        getattr(scores, f'{name}_B'), getattr(found[0], f'{name}_B'), name
+      )
+  assert len(set(found[0].answer_id_B[:4])) > 1
+
+
+def test_an_isolated_verifier_needs_a_pool():
+  problem = base.Problem('hostile', 'h0', 'q', '', {})
+  with pytest.raises(errors.UserError, match='give a VerifierPool'):
+    rewards.score_responses({'hostile': Isolated()}, [problem], ['x'], [True])
+
+
+def test_what_a_verifier_refuses_is_told():
+  problem = base.Problem('hostile', 'h0', 'q', '', {})
+  with VerifierPool(1) as pool:
+    with pytest.raises(errors.UserError, match='bad row'):
+      rewards.score_responses(
+        {'hostile': Isolated()}, [problem], ['refuse:bad row'], [True], pool
+      )

@@ -18,10 +18,19 @@ class Verifier(abc.ABC):
   Attributes:
     name: in configs and messages.
     isolated: call it in a process of its own with a deadline.
+    deadline_s: seconds that a check may take; None = what the pool allows.
   """
 
   name: str
   isolated: bool = False
+  deadline_s: float | None = None
+
+  def prepare(self) -> None:  # noqa: B027 (most have nothing to prepare)
+    """Imports what `verify` needs.
+
+    Called once in a process before its first check, when the deadline does not
+    run yet: an import may take seconds.
+    """
 
   @abc.abstractmethod
   def verify(self, problem: Problem, response_text: str) -> Verdict:

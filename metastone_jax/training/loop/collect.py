@@ -1,8 +1,9 @@
 """One rollout of the policy: problems in, training rows and metrics out.
 
 Each host draws, verifies and assembles its own problems; a group never spans
-hosts. Metrics are of all of them: computed by every host from the few numbers
-a row that it needs of the others, in the order of one process.
+hosts. A response is verified from the moment in which it has ended, while the
+devices write the others. Metrics are of all hosts: computed by every host from
+the few numbers a row that it needs of the others, in the order of one process.
 """
 
 import dataclasses
@@ -12,7 +13,8 @@ import numpy as np
 from metastone_jax import policy, sprm
 from metastone_jax.data import ProblemDataset, assemble_rows
 from metastone_jax.parallel import distributed
-from metastone_jax.tasks import score_responses
+from metastone_jax.sampling.engine import Candidate
+from metastone_jax.tasks import Problem, Scoring, count_failures
 from metastone_jax.telemetry import Stopwatch
 from metastone_jax.training.loop.draws import Sampler, requests, stack
 from metastone_jax.training.loop.recipe import PhaseConfig
@@ -28,7 +30,7 @@ class Collected:
 
   Attributes:
     rows: fields of a training batch (see training.step), this host's.
-    metrics: reward/*, score/*, rollout/* of the step, over all hosts.
+    metrics: reward/*, score/*, rollout/*, verify/* of the step, over all hosts.
     tokens: response tokens drawn, by all hosts.
     row_length_B: tokens of every row, prompt included, of all hosts.
     prompt_length_B: of its prompt.
@@ -110,7 +112,7 @@ def collect(
     phase: batch words and objective.
     problem_batch: from `ProblemDataset.batch_at`, this host's problems.
     first_draw: global index of their first; fixes the randomness.
-    watch: gets time/rollout and time/verify.
+    watch: gets time/rollout and time/verify, what verifiers took beyond it.
 
   Returns:
     Rows and metrics.
@@ -119,11 +121,35 @@ def collect(
   # Draw indices are int32.
   draw_P = (np.arange(len(problems)) + first_draw) % 2**31
   wanted = requests(prompt_PS, length_P, draw_P, phase.samples_per_prompt)
+  index_P = np.arange(len(problems)) + first_draw
+  scoring = Scoring(setup.mixture.tasks, setup.verifiers)
   with watch('rollout'):
-    drawn = sampler.rollout(params, wanted)
+    drawn = sampler.rollout(
+      params,
+      wanted,
+      lambda p, n, candidate: add_response(
+        scoring, setup, (index_P[p], n), problems[p], candidate
+      ),
+    )
   with watch('verify'):
-    index_P = np.arange(len(problems)) + first_draw
-    return _assemble(setup, phase, problem_batch, drawn, index_P)
+    return _assemble(setup, phase, problem_batch, drawn, index_P, scoring)
+
+
+def add_response(
+  scoring: Scoring, setup: Setup, row, problem: Problem, candidate: Candidate
+) -> str:
+  """Has a candidate verified; returns its text, as the model wrote it.
+
+  Args:
+    scoring: gets it.
+    setup: of the run.
+    row: what it is called there.
+    problem: that it answers.
+    candidate: that has ended.
+  """
+  text = setup.tokenizer.decode(candidate.token_R.tolist())
+  scoring.add(row, problem, setup.chat.canonical(text))
+  return text
 
 
 def new_groups(
@@ -175,8 +201,17 @@ def collect_partial(
     Rows and metrics of `needed` groups, and the groups for the next step.
   """
   old = {group.index: group.tokens for group in groups}
+  scoring = Scoring(setup.mixture.tasks, setup.verifiers)
+  batches = {}
+
+  def verify(group: Group) -> None:
+    batches[group.index] = _problem(problems, group.index)
+    (problem,) = batches[group.index][0]
+    for n, candidate in enumerate(group.candidates):
+      add_response(scoring, setup, (group.index, n), problem, candidate)
+
   with watch('rollout'):
-    done, left = go_on(sampler.engine(params), groups, needed)
+    done, left = go_on(sampler.engine(params), groups, needed, verify)
     drawn = stack(
       [candidate for group in done for candidate in group.candidates],
       len(done),
@@ -184,35 +219,33 @@ def collect_partial(
     )
   with watch('verify'):
     index_P = np.array([group.index for group in done])
-    batches = [_problem(problems, index) for index in index_P]
+    found = [batches[index] for index in index_P]
     batch = (
-      [problem for batch in batches for problem in batch[0]],
-      *(np.concatenate([batch[i] for batch in batches]) for i in (1, 2)),
+      [problem for batch in found for problem in batch[0]],
+      *(np.concatenate([batch[i] for batch in found]) for i in (1, 2)),
     )
     old_PN = np.stack([old[index] for index in index_P])
-    return _assemble(setup, phase, batch, drawn, index_P, old_PN), left
+    rows = _assemble(setup, phase, batch, drawn, index_P, scoring, old_PN)
+    return rows, left
 
 
-def _assemble(setup, phase, problem_batch, drawn, index_P, old_PN=None):
+def _assemble(
+  setup, phase, problem_batch, drawn, index_P, scoring, old_PN=None
+):
   problems, prompt_PS, length_P = problem_batch
   P, N = drawn.length_PN.shape
   B, R = P * N, drawn.token_PNR.shape[-1]
   token_BR = drawn.token_PNR.reshape(B, R)
   length_B = drawn.length_PN.reshape(B)
   finished_B = drawn.finished_PN.reshape(B)
-  texts = [
-    setup.chat.canonical(text)
-    for text in setup.tokenizer.decode_rows(token_BR, length_B)
-  ]
-  scores = score_responses(setup.mixture.tasks, problems, texts, finished_B)
+  scores = scoring.collect(
+    [(index, n) for index in index_P for n in range(N)], finished_B
+  )
   reward_B = scores.reward_B
   correct_B = (reward_B > 0.5) & finished_B
   group_B = np.repeat(np.arange(P), N)
-  shaped_B = reward_B
-  if phase.overlong_buffer:
-    shaped_B = reward_B + np.asarray(
-      policy.overlong_penalty_B(length_B, R, phase.overlong_buffer)
-    ).astype(np.float32)
+  parts = reward_parts(phase, scores.parsed_B, finished_B, length_B, R)
+  shaped_B = sum(parts.values(), reward_B)
   advantage_B = np.asarray(
     policy.group_advantage(
       shaped_B,
@@ -268,6 +301,8 @@ def _assemble(setup, phase, problem_batch, drawn, index_P, old_PN=None):
     {
       'reward': reward_B,
       'shaped': shaped_B,
+      'failure': scores.failure_B,
+      **{f'part/{name}': part_B for name, part_B in parts.items()},
       'finished': finished_B,
       'parsed': scores.parsed_B,
       'correct': correct_B,
@@ -289,10 +324,44 @@ def _assemble(setup, phase, problem_batch, drawn, index_P, old_PN=None):
   )
 
 
+def reward_parts(
+  phase: PhaseConfig,
+  parsed_B: np.ndarray,
+  finished_B: np.ndarray,
+  length_B: np.ndarray,
+  longest: int,
+) -> dict[str, np.ndarray]:
+  """What is added to the correctness for the policy alone; off: absent.
+
+  Args:
+    phase: says which.
+    parsed_B: whether a final answer could be read.
+    finished_B: False where the length limit has cut the response.
+    length_B: tokens of the responses.
+    longest: tokens that a response may have.
+
+  Returns:
+    By name of the metric reward/<name>, float32.
+  """
+  parts = {}
+  if phase.format_reward:
+    parts['format'] = phase.format_reward * (parsed_B & finished_B)
+  if phase.truncation_penalty:
+    parts['truncated'] = -phase.truncation_penalty * ~finished_B
+  if phase.overlong_buffer:
+    parts['overlong'] = policy.overlong_penalty_B(
+      length_B, longest, phase.overlong_buffer
+    )
+  return {name: np.asarray(part, np.float32) for name, part in parts.items()}
+
+
 def _metrics(
   found: dict[str, np.ndarray], samples: int, names: list[str]
 ) -> dict[str, float]:
-  """reward/*, score/*, rollout/* from the numbers of all rows of a step."""
+  """reward/*, score/*, rollout/*, verify/* from numbers of all rows of a step.
+
+  verify/failed and, of those that occurred, verify/<failure> are counts.
+  """
   reward_B, score_B, correct_B = (
     found[name] for name in ('reward', 'score', 'correct')
   )
@@ -313,6 +382,15 @@ def _metrics(
     'score/auc_across': sprm.auc(score_B, correct_B),
     'score/gap': sprm.score_gap(score_B, correct_B),
   }
+  for name, part_B in found.items():
+    if name.startswith('part/'):
+      metrics[f'reward/{name.removeprefix("part/")}'] = float(part_B.mean())
+  if any(name.startswith('part/') for name in found):
+    metrics['reward/shaped'] = float(found['shaped'].mean())
+  counts = count_failures(found['failure'])
+  metrics['verify/failed'] = float(sum(counts.values()))
+  for name, count in counts.items():
+    metrics[f'verify/{name}'] = float(count)
   if 'old' in found:  # of earlier policies
     metrics['rollout/old_tokens'] = float(
       found['old'].sum() / found['length'].sum()

@@ -7,7 +7,7 @@ nothing is compiled or moved later.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -95,22 +95,30 @@ class Sampler:
     """Candidates in the order in which they end."""
     yield from self.engine(params).run(requests)
 
-  def rollout(self, params, requests: Sequence[Request]) -> Rollout:
+  def rollout(
+    self,
+    params,
+    requests: Sequence[Request],
+    each: Callable[[int, int, Candidate], None] = lambda p, n, candidate: None,
+  ) -> Rollout:
     """P x N responses as host arrays, problems in the order of the requests.
 
     Args:
       params: on the mesh of all devices.
       requests: P of them, of different draw indices, N candidates each.
+      each: called with every candidate, and its place, as soon as it has
+        ended, while others are still being written.
     """
     place = {
       (request.draw, number): (p, n)
       for p, request in enumerate(requests)
       for n, number in enumerate(request.candidates)
     }
-    found = {
-      place[candidate.request.draw, candidate.number]: candidate
-      for candidate in self.draw(params, requests)
-    }
+    found = {}
+    for candidate in self.draw(params, requests):
+      p, n = place[candidate.request.draw, candidate.number]
+      found[p, n] = candidate
+      each(p, n, candidate)
     return stack(
       [found[index] for index in sorted(found)], len(requests), self.config
     )

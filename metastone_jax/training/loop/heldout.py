@@ -1,5 +1,8 @@
 """Held-out evaluation: draw, verify, keep everything the estimators need.
 
+A response is verified from the moment in which it has ended, while the devices
+write the others.
+
 The draws of candidate n to held-out problem i depend on (seed, i, n) only, so
 a larger evaluation contains the smaller one, on any machine and after any
 restart. Where draws are those of training, its compiled programs are reused.
@@ -10,14 +13,21 @@ problems on its own devices, and all get all results.
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
+from absl import logging
 
 from metastone_jax.errors import UserError
 from metastone_jax.evaluation import EvaluationSamples
 from metastone_jax.parallel import distributed
-from metastone_jax.tasks import Problem, build_mixture, score_responses
+from metastone_jax.tasks import (
+  Problem,
+  Scoring,
+  build_mixture,
+  count_failures,
+)
+from metastone_jax.training.loop.collect import add_response
 from metastone_jax.training.loop.draws import Sampler, requests, stack
 from metastone_jax.training.loop.setup import Setup
 
@@ -34,12 +44,15 @@ class Responses:
     texts_PN: response texts as the model wrote them, without the end token.
     token_ids: their ids, P lists of N int32 arrays; None if not asked for.
     seconds: of drawing all of them.
+    failures: how many the verifier could not judge, by why ('timeout', ...);
+      they count as wrong.
   """
 
   problems: tuple[Problem, ...]
   texts_PN: np.ndarray
   token_ids: list[list[np.ndarray]] | None
   seconds: float
+  failures: Mapping[str, int]
 
 
 @dataclasses.dataclass
@@ -121,7 +134,7 @@ class Evaluator:
     Raises:
       UserError: fewer than 1 problem or sample, or an unknown task.
     """
-    samples, texts, ids, seconds = self._draw(
+    samples, texts, ids, seconds, failures = self._draw(
       params, task, num_problems, num_samples, progress, pause
     )
     responses = distributed.gather_json(
@@ -142,10 +155,11 @@ class Evaluator:
       if keep_token_ids
       else None,
       seconds,
+      failures,
     )
 
   def _draw(self, params, task, num_problems, num_samples, progress, pause):
-    """(samples of all; texts, token ids of this host's problems; seconds)."""
+    """(samples of all; texts, token ids of this host; seconds; failures)."""
     if num_problems < 1 or num_samples < 1:
       raise UserError(
         f'an evaluation needs at least 1 problem and 1 sample, got '
@@ -169,6 +183,7 @@ class Evaluator:
       'tokens': np.zeros(shape, np.int64),
       'correct': np.zeros(shape, bool),
       'answers': np.full(shape, -1, np.int32),
+      'failure': np.zeros(shape, np.int32),
     }
     started = time.monotonic()
     texts = [[''] * num_samples for _ in range(own)]
@@ -183,6 +198,7 @@ class Evaluator:
         num_samples,
       ),
     )
+    scoring = Scoring(self.setup.mixture.tasks, self.setup.verifiers)
     done, total = 0, num_problems * num_samples
     # As many responses as are drawn at a time; the same number of pieces for
     # every process, though the last ones may be empty for some.
@@ -191,39 +207,50 @@ class Evaluator:
       part = []
       for candidate in itertools.islice(drawn, piece):
         part.append(candidate)
+        p, n = (
+          candidate.request.draw - DRAW_OFFSET - first_own,
+          candidate.number,
+        )
+        texts[p][n] = add_response(
+          scoring, self.setup, (p, n), problems[first_own + p], candidate
+        )
+        ids[p][n] = candidate.token_R
         done += hosts.count
         progress(min(done, total), total)
       if part:
         rows = stack(part, 1, self.sampler.config)
-        decoded = self.setup.tokenizer.decode_rows(
-          rows.token_PNR[0], rows.length_PN[0]
-        )
         for i, candidate in enumerate(part):
           p, n = candidate.request.draw - DRAW_OFFSET, candidate.number
           p -= first_own
           found['scores'][p, n] = rows.score_PN[0, i]
           found['finished'][p, n] = candidate.finished
           found['tokens'][p, n] = len(candidate.token_R)
-          texts[p][n], ids[p][n] = decoded[i], candidate.token_R
       pause()
     seconds = time.monotonic() - started
-    # Verified together: answer ids must agree over all samples of a problem.
+    # Together: answer ids must agree over all samples of a problem.
     finished = found['finished'][:own]
-    scores = score_responses(
-      self.setup.mixture.tasks,
-      problems[first_own : first_own + own],
-      [self.setup.chat.canonical(text) for row in texts for text in row],
-      finished.reshape(-1),
+    scores = scoring.collect(
+      list(np.ndindex(finished.shape)), finished.reshape(-1)
     )
     # A truncated response is wrong, whatever its text (SPEC 5).
     found['correct'][:own] = (
       scores.reward_B.reshape(finished.shape) > 0.5
     ) & finished
     found['answers'][:own] = scores.answer_id_B.reshape(finished.shape)
+    found['failure'][:own] = scores.failure_B.reshape(finished.shape)
     found = distributed.all_gather(found)
+    failures = count_failures(found.pop('failure')[:num_problems])
+    if failures:
+      logging.warning(
+        '%s: the verifier could not judge %s of %d responses; they count as '
+        'wrong',
+        task,
+        ', '.join(f'{count} ({name})' for name, count in failures.items()),
+        total,
+      )
     samples = EvaluationSamples(
       task=task,
       problem_ids=[problem.id for problem in problems],
       **{f'{name}_PN': x[:num_problems] for name, x in found.items()},
     )
-    return samples, texts, ids, seconds
+    return samples, texts, ids, seconds, failures

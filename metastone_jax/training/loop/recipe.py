@@ -12,6 +12,7 @@ from metastone_jax.training.loop.convert import build, convert
 from metastone_jax.training.loop.layouts import apply_layout
 from metastone_jax.training.loop.recipe_data import DataConfig, DrawConfig
 from metastone_jax.training.loop.recipe_phase import PhaseConfig
+from metastone_jax.training.loop.recipe_verify import VerifyConfig
 from metastone_jax.training.optimiser import OptimiserConfig
 
 
@@ -107,6 +108,7 @@ class Recipe:
   data: DataConfig
   phases: tuple[PhaseConfig, ...]
   sampling: DrawConfig = DrawConfig()
+  verify: VerifyConfig = VerifyConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
   optimiser: OptimiserConfig = OptimiserConfig()

@@ -46,6 +46,14 @@ class PhaseConfig:
     objective_options: fields of policy.ObjectiveConfig that differ from it.
     drop_zero_variance: leave groups of equal rewards out of the policy loss's
       denominator (DAPO's dynamic sampling, without drawing more).
+    format_reward: added to the reward of a response that came to its end with
+      an answer that can be read, right or wrong; usual is 0.1 where a model has
+      yet to learn the form. 0 = off.
+    truncation_penalty: taken from the reward of a response that the length
+      limit has cut; 0 = off. Both, and overlong_buffer, change what the policy
+      learns from (logged as reward/format, reward/truncated, reward/overlong
+      and their sum with the correctness, reward/shaped); reward/mean and what
+      the score head learns stay the correctness alone.
     overlong_buffer: DAPO soft overlong punishment over the last so many
       tokens; 0 = off.
     mask_truncated: responses that the length limit has cut give no policy
@@ -89,6 +97,8 @@ class PhaseConfig:
   objective: str = 'grpo'
   objective_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   drop_zero_variance: bool = False
+  format_reward: float = 0.0
+  truncation_penalty: float = 0.0
   overlong_buffer: int = 0
   mask_truncated: bool = False
   partial_rollouts: int = 0
@@ -105,6 +115,12 @@ class PhaseConfig:
     for name in ('steps', 'samples_per_prompt', 'updates_per_rollout'):
       if getattr(self, name) < 1:
         raise UserError(f'{where}.{name}={getattr(self, name)} must be >= 1')
+    for name in ('format_reward', 'truncation_penalty'):
+      if not 0 <= getattr(self, name) <= 1:
+        raise UserError(
+          f'{where}.{name}={getattr(self, name)} must be between 0 (off) and '
+          '1, what a right answer is worth'
+        )
     if self.schedule not in SCHEDULES:
       raise UserError(
         f'{where}.schedule={self.schedule!r}; use one of {", ".join(SCHEDULES)}'

@@ -395,7 +395,8 @@ class Run:
     return self.stages.report(self.seconds)
 
   def close(self) -> None:
-    """Waits for running saves, flushes metrics."""
+    """Ends verifiers, waits for running saves, flushes metrics."""
+    self.setup.verifiers.close()
     self.manager.close()
     self.writer.close()
 

@@ -27,7 +27,7 @@ from metastone_jax.model import (
 )
 from metastone_jax.parallel import Hosts, Sharder, make_mesh
 from metastone_jax.sampling import SamplingConfig
-from metastone_jax.tasks import Mixture, build_mixture
+from metastone_jax.tasks import Mixture, VerifierPool, build_mixture
 from metastone_jax.training.loop.recipe import PhaseConfig, Recipe
 from metastone_jax.training.loop.row_plan import RowPlan
 
@@ -42,6 +42,8 @@ class Setup:
     chat: how prompts and responses look for this model.
     files: small files (tokenizer, config.json) that an export carries on.
     mixture: tasks and shares.
+    verifiers: processes that check responses, of this host; none before the
+      first response that needs one.
     model_config: shapes, vocabulary filled in.
     sharder: mesh and rules; no mesh on a single device.
     hosts: the processes of the job, and the mesh each draws on.
@@ -54,6 +56,7 @@ class Setup:
   chat: ChatFormat
   files: Mapping[str, bytes]
   mixture: Mixture
+  verifiers: VerifierPool
   model_config: ModelConfig
   sharder: Sharder
   hosts: Hosts
@@ -125,6 +128,7 @@ class Setup:
       chat=chat,
       files=files,
       mixture=mixture,
+      verifiers=recipe.verify.pool(),
       model_config=model_config,
       sharder=sharder,
       hosts=hosts,

@@ -12,7 +12,7 @@ import numpy as np
 from metastone_jax.sampling import SamplingConfig
 from metastone_jax.sampling.config import check_num_candidates
 from metastone_jax.sampling.engine import EngineConfig, best_of
-from metastone_jax.tasks import score_responses
+from metastone_jax.tasks import Scoring
 from metastone_jax.training.loop.draws import Sampler, requests
 from metastone_jax.training.loop.heldout import DRAW_OFFSET, Evaluator
 
@@ -88,19 +88,20 @@ def answer_from_traces(
       k,
     )
   ]
-  correct_PR = np.zeros((num_problems, num_draws), bool)
+  scoring = Scoring(setup.mixture.tasks, setup.verifiers)
+  finished_PR = np.zeros((num_problems, num_draws), bool)
   tokens_PR = np.zeros((num_problems, num_draws), np.int64)
   answers = best_of(engine, wanted, form='trace', answer_length=length)
   for done, answer in enumerate(answers, 1):
     number, p = divmod(answer.request.draw - DRAW_OFFSET, _DRAW_STRIDE)
     text = setup.tokenizer.decode(answer.token_A)
-    scores = score_responses(
-      setup.mixture.tasks,
-      [problems[p]],
-      [setup.chat.canonical(text)],
-      np.array([answer.finished]),
-    )
-    correct_PR[p, number] = (scores.reward_B[0] > 0.5) & answer.finished
+    # Judged while the devices write the next ones.
+    scoring.add((p, number), problems[p], setup.chat.canonical(text))
+    finished_PR[p, number] = answer.finished
     tokens_PR[p, number] = answer.tokens
     progress(done, len(wanted))
+  scores = scoring.collect(
+    list(np.ndindex(finished_PR.shape)), finished_PR.reshape(-1)
+  )
+  correct_PR = (scores.reward_B.reshape(finished_PR.shape) > 0.5) & finished_PR
   return TracedAnswers(k, correct_PR, tokens_PR)

@@ -12,7 +12,7 @@ import base64
 import collections
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -142,7 +142,10 @@ class Group:
 
 
 def go_on(
-  engine: Engine, groups: Sequence[Group], needed: int
+  engine: Engine,
+  groups: Sequence[Group],
+  needed: int,
+  each: Callable[[Group], None] = lambda group: None,
 ) -> tuple[list[Group], list[Group]]:
   """Writes until so many groups are complete.
 
@@ -150,6 +153,7 @@ def go_on(
     engine: with the parameters of now.
     groups: of different draw indices, at least `needed`.
     needed: complete groups that an update takes.
+    each: called with every one of these as soon as it is complete.
 
   Returns:
     The first `needed` groups that were complete, and all others, each in the
@@ -158,6 +162,8 @@ def go_on(
   """
   found = {group.request.draw: group for group in groups}
   complete = [draw for draw, group in found.items() if group.complete]
+  for draw in complete[:needed]:
+    each(found[draw])
   queue = collections.deque()
   if len(complete) < needed:
     # Those begun first: the oldest are not to grow older.
@@ -168,6 +174,8 @@ def go_on(
     found[draw] = found[draw].extended(candidate)
     if found[draw].complete:
       complete.append(draw)
+      if len(complete) <= needed:
+        each(found[draw])
       if len(complete) == needed:
         queue.clear()
         for other, group in found.items():

@@ -136,8 +136,8 @@ class FakeSampler:
           config=self.config,
         )
 
-  def rollout(self, params, requests):
-    return draws.Sampler.rollout(self, params, requests)
+  def rollout(self, params, requests, each=lambda p, n, candidate: None):
+    return draws.Sampler.rollout(self, params, requests, each)
 
 
 class Nothing:

@@ -14,6 +14,7 @@ from metastone_jax.telemetry import Stopwatch
 from metastone_jax.training import step as step_lib
 from metastone_jax.training.loop import collect as collect_lib
 from metastone_jax.training.loop import draws
+from tests.tasks.hostile import Told
 from tests.training.loop import parts
 
 KINDS = (
@@ -208,6 +209,129 @@ def test_cut_responses_give_no_policy_gradient_where_asked(
   assert not found.rows['score_weight_B'][cut].any()
 
 
+@pytest.mark.parametrize(('form', 'cut'), [(0.1, 0.0), (0.0, 0.3), (0.1, 0.3)])
+def test_reward_parts(setup, problem_batch, drawn, form, cut):
+  plain, _ = _collect(setup, problem_batch, drawn, overlong_buffer=0)
+  found, _ = _collect(
+    setup,
+    problem_batch,
+    drawn,
+    overlong_buffer=0,
+    format_reward=form,
+    truncation_penalty=cut,
+  )
+  # Right or wrong: read and not cut. Cut texts are judged by their text.
+  worth = {
+    'right': 1 + form,
+    'wrong': form,
+    'unparsed': 0.0,
+    'cut': 1 - cut,
+  }
+  reward = np.array([[worth[kind] for kind in group] for group in KINDS])
+  std = reward.std(axis=1, ddof=1, keepdims=True)
+  expected = (reward - reward.mean(axis=1, keepdims=True)) / (std + 1e-6)
+  np.testing.assert_allclose(
+    found.rows['advantage_B'], expected.reshape(-1), atol=2e-6
+  )
+  # What the score head learns from, and reward/mean, is correctness alone.
+  for name in ('correct_B', 'score_weight_B'):
+    np.testing.assert_array_equal(found.rows[name], plain.rows[name])
+  assert found.metrics['reward/mean'] == plain.metrics['reward/mean']
+  kinds = np.array(KINDS)
+  shares = {
+    'format': form * np.isin(kinds, ('right', 'wrong')).mean(),
+    'truncated': -cut * (kinds == 'cut').mean(),
+    'shaped': reward.mean(),
+  }
+  for name, share in shares.items():
+    if share:
+      np.testing.assert_allclose(found.metrics[f'reward/{name}'], share, 1e-6)
+    else:
+      assert f'reward/{name}' not in found.metrics
+    assert f'reward/{name}' not in plain.metrics
+
+
+@pytest.mark.parametrize('name', ['format_reward', 'truncation_penalty'])
+@pytest.mark.parametrize('value', [-0.1, 1.5])
+def test_reward_parts_are_checked(setup, name, value):
+  with pytest.raises(UserError, match=f'phases.joint.{name}'):
+    dataclasses.replace(parts.phase(setup, 'joint'), **{name: value})
+
+
+def test_a_response_is_verified_while_others_are_written(
+  setup, problem_batch, drawn, monkeypatch
+):
+  begun = []  # (responses verified so far) whenever a problem's are drawn
+  verified = []
+  task = setup.mixture.tasks['signs']
+  verify = task.verify
+
+  def watched(problem, text):
+    verified.append(problem.id)
+    return verify(problem, text)
+
+  monkeypatch.setattr(task, 'verify', watched)
+
+  def write(request):
+    begun.append(len(verified))
+    return jax.tree.map(lambda x: x[request.draw : request.draw + 1], drawn)
+
+  collect_lib.collect(
+    setup,
+    parts.FakeSampler(setup, write),
+    'params',
+    parts.phase(setup, 'joint'),
+    problem_batch,
+    0,
+    Stopwatch(),
+  )
+  assert begun == [0, 4, 8, 12] and len(verified) == 16
+
+
+def test_failures_of_verifiers_are_counted(problem_batch, drawn):
+  """Wrong for the policy, nothing for the score head, never silent."""
+
+  def edit(config):
+    config.verify = dict(workers=1, deadline_s=1.0)
+
+  setup = parts.setup(edit)
+  said, kinds = {}, iter(['right:a', 'hang', 'exit:1', 'right:b', 'wrong:a'])
+  for problem, group in zip(problem_batch[0], KINDS, strict=True):
+    for kind in group:
+      text = parts.written(setup, problem, kind)
+      said.setdefault(setup.chat.canonical(text), next(kinds, 'right:a'))
+  task = setup.mixture.tasks['signs']
+  task.verifier = Told(said)
+  try:
+    found, _ = _collect(setup, problem_batch, drawn)
+  finally:
+    setup.verifiers.close()
+  expected = [
+    said[setup.chat.canonical(parts.written(setup, problem, kind))]
+    for problem, group in zip(problem_batch[0], KINDS, strict=True)
+    for kind in group
+  ]
+  lost = {'hang': 'timeout', 'exit:1': 'crash'}
+  counts = {
+    name: sum(lost.get(what) == name for what in expected)
+    for name in lost.values()
+  }
+  assert all(counts.values())
+  for name, count in counts.items():
+    assert found.metrics[f'verify/{name}'] == count
+  assert found.metrics['verify/failed'] == sum(counts.values())
+  finished = [kind != 'cut' for group in KINDS for kind in group]
+  for b, what in enumerate(expected):
+    right = what.startswith('right')
+    assert found.rows['correct_B'][b] == (right and finished[b])
+    assert found.rows['score_weight_B'][b] == float(
+      what not in lost and finished[b]
+    )
+  assert found.metrics['reward/mean'] == np.mean(
+    [what.startswith('right') for what in expected]
+  )
+
+
 def test_a_group_of_one_is_not_dropped(setup, problem_batch, drawn):
   """Its advantage is its reward (SPEC 4), so it has something to teach."""
   one = jax.tree.map(lambda x: x[:, :1], drawn)
@@ -245,6 +369,7 @@ def test_metrics(setup, problem_batch, drawn):
     'reward/signs': reward,
     'rollout/truncated': (kinds == 'cut').mean(),
     'rollout/unparsed': (kinds == 'unparsed').mean(),
+    'verify/failed': 0,
     'rollout/response_length': drawn.length_PN.mean(),
     'rollout/marks': drawn.step_mask_PNR.sum() / 16,
     'score/auc_within': np.mean(pairs),

@@ -9,6 +9,7 @@ import pytest
 from metastone_jax.errors import UserError
 from metastone_jax.model import init_params
 from metastone_jax.training import loop
+from tests.tasks.hostile import Told
 from tests.training.loop import parts
 
 FIELDS = ('scores_PN', 'correct_PN', 'answers_PN', 'finished_PN', 'tokens_PN')
@@ -166,3 +167,31 @@ def test_responses_are_what_was_drawn_and_scored(setup, heldout):
       assert text == parts.written(setup, drawn.problems[p], kind).removesuffix(
         '<|im_end|>'
       )
+
+
+def test_failures_of_verifiers_are_named(heldout, caplog):
+  """They are finished and wrong, vote for nothing, and are counted."""
+
+  def edit(config):
+    config.verify = dict(workers=2, deadline_s=1.0)
+
+  setup = parts.setup(edit)
+  said = {}
+  for p, n in np.ndindex(3, 2):
+    text = parts.written(setup, heldout[0][p], _kind(p, n))
+    what = ('right:a', 'hang', 'exit:1')[p] if n == 0 else 'right:b'
+    said.setdefault(setup.chat.canonical(text), what)
+  setup.mixture.tasks['signs'].verifier = Told(said)
+  evaluator = loop.Evaluator(setup, _fake(setup, heldout))
+  try:
+    samples, drawn = evaluator.draw({}, 'signs', num_problems=3, num_samples=2)
+  finally:
+    setup.verifiers.close()
+  assert drawn.failures == {'timeout': 1, 'crash': 1}
+  assert '1 (timeout), 1 (crash) of 6 responses' in caplog.text
+  assert not samples.correct_PN[1:, 0].any()
+  np.testing.assert_array_equal(samples.answers_PN[1:, 0], [-1, -1])
+  np.testing.assert_array_equal(
+    samples.finished_PN,
+    [[_kind(p, n) != 'cut' for n in range(2)] for p in range(3)],
+  )
