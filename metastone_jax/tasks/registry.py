@@ -4,10 +4,18 @@ import inspect
 from typing import Any
 
 from metastone_jax import errors
-from metastone_jax.tasks import base, chain_sum, signs
+from metastone_jax.tasks import (
+  base,
+  chain_sum,
+  human_eval,
+  livecodebench,
+  signs,
+)
 
 _TASKS: dict[str, type[base.Task]] = {
   'chain_sum': chain_sum.ChainSum,
+  'human_eval': human_eval.HumanEval,
+  'livecodebench': livecodebench.LiveCodeBench,
   'signs': signs.Signs,
 }
 

@@ -290,6 +290,11 @@ class Sandbox:
         process.kill()
         process.wait()
 
+  def abandon(self) -> None:
+    """In a forked process: forgets it, for it belongs to the parent."""
+    self._process = None
+    self._channel.close()
+
   def __enter__(self) -> 'Sandbox':
     return self
 

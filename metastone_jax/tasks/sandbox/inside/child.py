@@ -96,13 +96,13 @@ def _program(job) -> int:
   sys.argv[:] = ['program.py']
   builtins.exit = main.exit = _sitebuiltins.Quitter('exit', 'Ctrl-D')
   builtins.quit = main.quit = _sitebuiltins.Quitter('quit', 'Ctrl-D')
-  for name in job['star_imports']:
-    module = importlib.import_module(name)
-    main.__dict__[name] = module
-    public = getattr(module, '__all__', None) or dir(module)
-    for item in public:
+  modules = {n: importlib.import_module(n) for n in job['star_imports']}
+  for module in modules.values():
+    for item in getattr(module, '__all__', None) or dir(module):
       if not item.startswith('_'):
         main.__dict__[item] = getattr(module, item)
+  # The modules last: `datetime` is the module, as after a plain import.
+  main.__dict__.update(modules)
   main.__dict__.update(__name__='__main__', __builtins__=builtins)
   status = 0
   try:

@@ -30,9 +30,9 @@ import wire
 
 # Loaded before the first fork: what programs of contests import.
 _WARM = (
-  'array bisect collections copy dataclasses datetime decimal enum fractions '
-  'functools heapq io itertools math operator queue random re statistics '
-  'string textwrap typing'
+  'array ast bisect collections copy dataclasses datetime decimal fractions '
+  'functools hashlib heapq io itertools math operator queue random re '
+  'statistics string textwrap typing'
 ).split()
 
 _STDERR_KEPT = 4000
@@ -294,7 +294,7 @@ class Program:
       del self._reports[:end]
       if kind == b'R':
         self._loaded = True
-      elif kind == b'V':
+      elif kind == b'V' and self._value is None:
         self._value = text
       elif kind == b'E' and not self._failure:
         name, _, detail = text.partition('\0')
