@@ -40,22 +40,22 @@ def _row(**changes):
 
 
 def _functional(**changes):
-  return _row(
-    question_title='Shift',
-    platform='leetcode',
-    question_id='3001',
-    contest_date='2024-11-02T00:00:00',
-    starter_code='class Solution:\n    def shift(self, x: List[int]) -> int:\n        ',
-    difficulty='hard',
-    public_test_cases=json.dumps(
+  row = {
+    'question_title': 'Shift',
+    'platform': 'leetcode',
+    'question_id': '3001',
+    'contest_date': '2024-11-02T00:00:00',
+    'starter_code': 'class Solution:\n  def shift(self, x: List[int]):\n    ',
+    'difficulty': 'hard',
+    'public_test_cases': json.dumps(
       [{'input': '[1, 2]\n1', 'output': '[2, 3]', 'testtype': 'functional'}]
     ),
-    private_test_cases=json.dumps(
+    'private_test_cases': json.dumps(
       [{'input': '[]\n1', 'output': '[]', 'testtype': 'functional'}]
     ),
-    metadata='{"func_name": "shift"}',
-    **changes,
-  )
+    'metadata': '{"func_name": "shift"}',
+  }
+  return _row(**{**row, **changes})
 
 
 @pytest.fixture

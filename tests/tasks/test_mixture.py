@@ -75,7 +75,7 @@ def test_build_mixture_passes_seed_and_options():
 @pytest.mark.parametrize(
   ('weights', 'message'),
   [
-    ({}, 'empty.*chain_sum, signs'),
+    ({}, 'empty.*chain_sum.*signs'),
     ({'signs': 0}, 'empty.*every mixture weight is 0'),
     ({'signs': -1}, 'signs.*-1'),
     ({'signs': float('nan')}, 'nan'),

@@ -48,7 +48,11 @@ FAILURES = (
   'output',
 )
 
-_INSIDE = pathlib.Path(__file__).parent / 'inside'
+_FOLDER = str(pathlib.Path(__file__).resolve().parent)
+_START = (
+  'import sys; sys.path[0] = sys.argv[1]; '
+  'from inside import supervisor; supervisor.main()'
+)
 _START_SECONDS = 60.0
 # The supervisor keeps the limits; this is for the case that it is lost itself.
 _GRACE_SECONDS = 30.0
@@ -165,7 +169,7 @@ class Sandbox:
     with theirs:
       self._process = subprocess.Popen(
         # Without `site`: no installed package, no .pth file runs in there.
-        [_python(), '-s', '-S', str(_INSIDE), str(theirs.fileno())],
+        [_python(), '-s', '-S', '-c', _START, _FOLDER, str(theirs.fileno())],
         pass_fds=[theirs.fileno()],
         env=_ENVIRONMENT,
         cwd='/',

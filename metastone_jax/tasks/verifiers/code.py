@@ -43,21 +43,26 @@ _MARGIN_SECONDS = 60.0
 
 # Runs in the sandbox as well: parsing hostile text is no safer than running it.
 _NORMALISE = """
-import ast, hashlib
+import ast, hashlib, sys
 
 def normalise(source):
   try:
     tree = ast.parse(source)
     compile(source, 'program.py', 'exec', dont_inherit=True)
-    for node in ast.walk(tree):
-      body = getattr(node, 'body', None)
-      if isinstance(body, list) and body:
-        text = getattr(body[0], 'value', None)
-        if isinstance(body[0], ast.Expr) and isinstance(text, ast.Constant):
-          body[:] = body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
   except (SyntaxError, ValueError, RecursionError, MemoryError):
     return None
+  for node in ast.walk(tree):
+    body = getattr(node, 'body', None)
+    if isinstance(body, list) and body:
+      text = getattr(body[0], 'value', None)
+      if isinstance(body[0], ast.Expr) and isinstance(text, ast.Constant):
+        body[:] = body[1:] or [ast.Pass()]
+  try:
+    sys.setrecursionlimit(2000)
+    text = ast.dump(tree)
+  except RecursionError:
+    text = source  # nested so deeply that a dump would take minutes
+  return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
 """
 
 # Sandboxes of this process that wait for the next program, by what they are.

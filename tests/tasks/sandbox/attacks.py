@@ -1,5 +1,14 @@
 """Programs that mean harm, and the names of what becomes of them."""
 
+_CALLS = (
+  'import ctypes\n'
+  'l = ctypes.CDLL(None, use_errno=True)\n'
+  'def refused(error, *a):\n'
+  '  assert l.syscall(*a) == -1, a\n'
+  '  assert ctypes.get_errno() == error, ctypes.get_errno()\n'
+  '  raise SystemExit(3)\n'
+)
+
 # name -> (program, failures that are right for it)
 ATTACKS = {
   'fork bomb': ('import os\nwhile True: os.fork()', {'processes'}),
@@ -114,4 +123,52 @@ ATTACKS = {
     'assert ctypes.get_errno() == 1\nraise SystemExit(3)',
     {'exception'},
   ),
+  'x32 calls': (_CALLS + 'refused(38, 0x40000000 | 39)', {'exception'}),
+  'calls of another machine': (
+    # getpid by the 32-bit entry: mov eax, 20; int 0x80; ret.
+    'import ctypes, mmap\n'
+    'm = mmap.mmap(-1, 4096, prot=7)\n'
+    'm.write(b"\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3")\n'
+    'at = ctypes.addressof(ctypes.c_char.from_buffer(m))\n'
+    'ctypes.CFUNCTYPE(ctypes.c_int)(at)()',
+    {'crash'},
+  ),
+  'signals by the kernel': (
+    'import errno, fcntl, os\n'
+    'r, w = os.pipe()\n'
+    'for command, value in ((8, os.getppid()), (10, 9)):\n'
+    '  try: fcntl.fcntl(r, command, value)\n'
+    '  except PermissionError: pass\n'
+    '  else: raise KeyError\n'
+    'raise SystemExit(3)',
+    {'exception'},
+  ),
+  'slow others down': (
+    'import os\n'
+    'for call in (\n'
+    '  lambda p: os.setpriority(os.PRIO_PROCESS, p, 19),\n'
+    '  lambda p: os.sched_setaffinity(p, {0}),\n'
+    '  lambda p: os.sched_setscheduler(p, 5, os.sched_param(0)),\n'
+    '):\n'
+    '  try: call(os.getppid())\n'
+    '  except PermissionError: pass\n'
+    '  else: raise KeyError\n'
+    'os.sched_setaffinity(0, os.sched_getaffinity(0))\n'
+    'raise SystemExit(3)',
+    {'exception'},
+  ),
+  'new walls': (
+    'import ctypes\n'
+    'l = ctypes.CDLL(None, use_errno=True)\n'
+    'for flags in (0x10000000, 0x20000, 0x40000000):\n'
+    '  assert l.unshare(flags) == -1 and ctypes.get_errno() == 1\n'
+    'assert l.prctl(22, 2, None) == -1 and ctypes.get_errno() == 1\n'
+    'assert l.mount(b"a", b"/", b"tmpfs", 0, None) == -1\n'
+    'assert l.memfd_create(b"x", 0) == -1\n'
+    'assert l.shmget(0, 4096, 0o1600) == -1\n'
+    'raise SystemExit(3)',
+    {'exception'},
+  ),
 }
+
+X86 = ('x32 calls', 'calls of another machine')

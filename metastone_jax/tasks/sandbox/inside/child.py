@@ -21,9 +21,7 @@ import threading
 import traceback
 import types
 
-import syscalls
-import walls
-import wire
+from . import syscalls, walls, wire
 
 CALLS, REPORTS = 3, 4
 _LISTENER, _RULES = 5, 6

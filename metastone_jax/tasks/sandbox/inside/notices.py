@@ -11,8 +11,7 @@ import fcntl
 import os
 import struct
 
-import syscalls
-import walls
+from . import syscalls, walls
 
 # ioctl numbers and structures of linux/seccomp.h.
 _RECEIVE, _ANSWER = 0xC0502100, 0xC0182101

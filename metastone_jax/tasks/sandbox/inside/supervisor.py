@@ -22,11 +22,7 @@ import socket
 import sys
 import time
 
-import child
-import notices
-import syscalls
-import walls
-import wire
+from . import child, notices, syscalls, walls, wire
 
 # Loaded before the first fork: what programs of contests import.
 _WARM = (
@@ -58,7 +54,7 @@ class Level:
     self.isolated = request['isolation'] == 'namespaces'
     self.limits = request['limits']
     self.rules = None
-    self.path = [p for p in sys.path if p != os.path.dirname(__file__)]
+    self.path = sys.path[1:]  # without what these files are imported from
     self._folder = None
     shown = walls.visible_paths()
     packages = request['packages']  # name -> where it is
@@ -358,7 +354,7 @@ def _stdin_file(text: str) -> int:
 
 def main() -> None:
   """Serves the channel until it closes."""
-  channel = socket.socket(fileno=int(sys.argv[1]))
+  channel = socket.socket(fileno=int(sys.argv[2]))
   request = wire.receive(channel)
   if request is None:
     return

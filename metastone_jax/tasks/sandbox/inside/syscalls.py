@@ -73,6 +73,12 @@ _FILES = {
 _ARGUMENTS = {
   'prctl': (157, 167),
   'prlimit64': (302, 261),
+  'sched_setparam': (142, 118),
+  'sched_setscheduler': (144, 119),
+  'sched_setaffinity': (203, 122),
+  'sched_setattr': (314, 274),
+  'fcntl': (72, 25),
+  'ioctl': (16, 29),
 }
 # As if the kernel were older: the C library then takes the older call, whose
 # flags are in registers.
@@ -102,6 +108,8 @@ _REFUSED = {
   'pidfd_send_signal': (424, 424),
   'rt_sigqueueinfo': (129, 138),
   'rt_tgsigqueueinfo': (297, 240),
+  'setpriority': (141, 140),
+  'ioprio_set': (251, 30),
   'migrate_pages': (256, 238),
   'move_pages': (279, 239),
   # The walls themselves:
@@ -190,8 +198,13 @@ CLONE_THREAD = 0x10000
 _AF_UNIX = 1
 _O_TMPFILE = 0o20000000
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | _O_TMPFILE
-# prctl: options that would undo a wall or the end with the supervisor.
+# Options that would undo a wall, or the end with the supervisor.
 _PRCTL_REFUSED = (1, 22, 35, 36, 0x59616D61)
+# Commands by which the kernel would send signals to others in our name
+# (F_SETOWN, F_SETSIG, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP), or type at a
+# terminal (TIOCSTI).
+_FCNTL_REFUSED = (8, 10, 15)
+_IOCTL_REFUSED = (0x8901, 0x8902, 0x5412)
 
 # Column of the table, and what the kernel calls the machine.
 _COLUMN, _ARCHITECTURE = {
@@ -265,7 +278,11 @@ def _body(name: str) -> list[bytes]:
     ]
   if name == 'prctl':
     return _choose(0, _PRCTL_REFUSED, _EPERM, _ALLOW)
-  if name == 'prlimit64':
+  if name == 'fcntl':
+    return _choose(1, _FCNTL_REFUSED, _EPERM, _ALLOW)
+  if name == 'ioctl':
+    return _choose(1, _IOCTL_REFUSED, _EPERM, _ALLOW)
+  if name == 'prlimit64' or name.startswith('sched_'):
     return _choose(0, (0, _OWN_PID), _ALLOW, _EPERM)
   if name in _TOO_NEW:
     return [_step(_RETURN, _ENOSYS)]
