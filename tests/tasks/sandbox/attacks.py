@@ -157,6 +157,17 @@ ATTACKS = {
     'raise SystemExit(3)',
     {'exception'},
   ),
+  'capabilities': (
+    'import ctypes, struct\n'
+    'l = ctypes.CDLL(None, use_errno=True)\n'
+    'sets = ctypes.create_string_buffer(24)\n'
+    'head = struct.pack("<Ii", 0x20080522, 0)\n'
+    'number = 125 if __import__("os").uname().machine == "x86_64" else 90\n'
+    'assert l.syscall(number, head, sets) == 0\n'
+    'assert sets.raw == bytes(24), sets.raw\n'
+    'raise SystemExit(3)',
+    {'exception'},
+  ),
   'new walls': (
     'import ctypes\n'
     'l = ctypes.CDLL(None, use_errno=True)\n'

@@ -143,7 +143,7 @@ def test_no_environment_no_packages_no_root(sandbox, level, monkeypatch):
     )
     user, folders = outcome.stdout.split(' ', 1)
     assert user == '65534'
-    assert not {'proc', 'home', 'tmp', 'work'} & set(eval(folders))
+    assert not {'proc', 'sys', 'var', 'boot'} & set(eval(folders))
     # Not even those that came with this interpreter.
     outcome = sandbox.run(
       'import glob, os; d = os.path.dirname(os.__file__)\n'
@@ -192,6 +192,19 @@ def test_what_programs_of_contests_do(sandbox):
   ):
     outcome = sandbox.run(source, 'äb\n')
     assert (outcome.failure, outcome.stdout) == ('', stdout), (source, outcome)
+
+
+def test_nothing_is_open_but_what_a_program_needs(sandbox):
+  outcome = sandbox.run(
+    'import os\n'
+    'def is_open(d):\n'
+    '  try: return bool(os.fstat(d))\n'
+    '  except OSError: return False\n'
+    'print([d for d in range(2000) if is_open(d)])\n'
+    'print(os.dup(0))'
+  )
+  # Input, output, errors; calls and reports.
+  assert outcome.stdout == '[0, 1, 2, 3, 4]\n5\n'
 
 
 def test_ends_of_programs(sandbox):
@@ -340,6 +353,8 @@ def test_namespaces_as_a_user_who_is_not_root(tmp_path, monkeypatch):
     for name, (source, failures) in attacks.ATTACKS.items():
       if failures & {'files', 'network', 'processes'}:
         assert made.run(source).failure in failures, name
+    outcome = made.run(attacks.ATTACKS['capabilities'][0])
+    assert outcome.exit_code == 3, outcome
     assert made.run('print(open("f", "x").write("1"))').stdout == '1\n'
     assert made.run('print(open("f", "x").write("1"))').stdout == '1\n'
 

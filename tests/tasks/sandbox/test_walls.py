@@ -58,6 +58,7 @@ if os.fork() == 0:
   found = probes('/box', sys.argv[2])
   found['pid'] = os.getpid()
   found['user'] = os.getuid()
+  found['above'] = sorted(os.listdir('/..'))
   found['full'] = probe(
     lambda: open('/box/y', 'wb', buffering=0).write(bytes(1 << 22)) < 1 << 21)
   found['capability'] = probe(lambda: os.chroot('/'))
@@ -99,6 +100,9 @@ def _probe(program, tmp_path):
 
 def test_namespaces(tmp_path):
   found = _probe(NAMESPACES, tmp_path)
+  # Nothing above the root: neither the old one.
+  assert {'box', 'dev'} <= set(found['above'])
+  assert not {'proc', 'sys', 'var', 'boot'} & set(found.pop('above'))
   assert found == {
     'write outside': 'ENOENT',
     'new file outside': 'ENOENT',
