@@ -10,10 +10,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metastone_jax import errors
-from metastone_jax.tasks import base, chain_sum, dataset, gym, named, signs
+from metastone_jax.tasks import (
+  base,
+  chain_sum,
+  dataset,
+  gym,
+  human_eval,
+  livecodebench,
+  named,
+  signs,
+)
 
 _TASKS: dict[str, type[base.Task]] = {
   'chain_sum': chain_sum.ChainSum,
+  'human_eval': human_eval.HumanEval,
+  'livecodebench': livecodebench.LiveCodeBench,
   'signs': signs.Signs,
 }
 
