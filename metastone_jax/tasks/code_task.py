@@ -1,20 +1,19 @@
 """Tasks whose problems are programs to write: evaluation sets of code.
 
-All problems are held out. The training split is the same problems in an order
-drawn anew each epoch, and exists only where it is asked for (`train=True`): a
-set that is trained on measures nothing any more.
+All problems are held out. The training split is the same problems and exists
+only where it is asked for (`train=True`): a set that is trained on measures
+nothing any more.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metastone_jax import errors
-from metastone_jax.tasks import base
+from metastone_jax.tasks import base, finite
 from metastone_jax.tasks.verifiers import code
 
 
-class CodeTask(base.Task):
+class CodeTask(finite.FiniteTask):
   """A list of problems that `verifiers.code` judges.
 
   Args:
@@ -23,10 +22,6 @@ class CodeTask(base.Task):
     problems: in the order of evaluation.
     train: whether there is a training split.
     verifier_options: of `verifiers.code.Code`.
-
-  Attributes:
-    num_heldout: problems.
-    num_train: the same, or 0 without `train`.
 
   Raises:
     UserError: see `verifiers.code.Code`.
@@ -43,41 +38,17 @@ class CodeTask(base.Task):
     train: bool,
     verifier_options: Mapping[str, Any],
   ):
-    self.name = name
-    self.seed = int(seed)
     self.verifier = code.Code(**verifier_options)
-    self._problems = list(problems)
-    self.num_heldout = len(self._problems)
-    self.num_train = self.num_heldout if train else 0
+    super().__init__(name, seed, problems if train else (), problems)
 
   def problem(self, index: int, split: base.Split) -> base.Problem:
-    """See `Task.problem`; training indices go round without end."""
-    if split not in base.SPLITS:
-      raise errors.UserError(
-        f'split {split!r} is unknown; use one of {", ".join(base.SPLITS)}'
-      )
+    """See `FiniteTask.problem`."""
     if split == 'train' and not self.num_train:
       raise errors.UserError(
         f'task {self.name!r} is an evaluation set and has no training '
         'problems; give it weight 0, or train on it with train=True'
       )
-    if index < 0 or (split == 'heldout' and index >= self.num_heldout):
-      raise errors.UserError(
-        f'task {self.name!r} has {self.num_heldout} {split} problems, problem '
-        f'{index} (from 0) was asked for'
-      )
-    if split == 'train':
-      epoch, place = divmod(index, self.num_train)
-      index = self._order(epoch)[place]
-    return self._problems[index]
-
-  @functools.lru_cache(maxsize=4)  # noqa: B019 (tasks live as long as a run)
-  def _order(self, epoch: int) -> list[int]:
-    def key(i):
-      draw = base.Draw(self.name, self.seed, 'epoch', epoch, i)
-      return draw.below(2**64), i
-
-    return sorted(range(self.num_train), key=key)
+    return super().problem(index, split)
 
   def demonstration(self, problem: base.Problem) -> str:
     """There is none, unless a subclass knows better.

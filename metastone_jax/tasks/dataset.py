@@ -26,6 +26,7 @@ from metastone_jax.tasks.pass_rates import PassRates
 from metastone_jax.tasks.selection import Selection
 from metastone_jax.tasks.sources import SOURCES, RowError, Source
 from metastone_jax.tasks.verifiers.base import Verifier
+from metastone_jax.tasks.verifiers.registry import get_verifier
 
 _SHOWN = 5  # bad rows and overlaps that a message names
 _LOG_SECONDS = 10.0
@@ -388,9 +389,7 @@ def from_options(
       f'source={kind!r}: {", ".join(known)}'
     )
   if not isinstance(verifier, Verifier):
-    from metastone_jax.tasks.verifiers import registry
-
-    verifier = registry.get_verifier(verifier, **dict(verifier_options))
+    verifier = get_verifier(verifier, **dict(verifier_options))
   return DatasetTask(
     name,
     seed,

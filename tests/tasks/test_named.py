@@ -15,17 +15,10 @@ from metastone_jax.tasks import (
 )
 from metastone_jax.training import loop
 from tests.launch import small
-from tests.tasks import fake_verifiers
 from tests.tasks.sources import files
 
 # Question files that are not ours to ship lie beside the repository.
 SHARED = pathlib.Path(__file__).resolve().parents[3] / 'shared' / 'data'
-
-
-@pytest.fixture(autouse=True)
-def any_verifier():
-  with fake_verifiers.any_verifier():
-    yield
 
 
 def folder_of_sets(folder):

@@ -4,10 +4,11 @@ import inspect
 from typing import Any
 
 from metastone_jax import errors
-from metastone_jax.tasks.verifiers import base, choice, exact, mathematics
+from metastone_jax.tasks.verifiers import base, choice, code, exact, mathematics
 
 _VERIFIERS: dict[str, type[base.Verifier]] = {
   'choice': choice.Choice,
+  'code': code.Code,
   'exact': exact.Exact,
   'math': mathematics.Mathematics,
 }

@@ -8,7 +8,6 @@ from etils import epath
 from metastone_jax import telemetry
 from metastone_jax.tasks import registry
 from metastone_jax.training.loop import run as run_lib
-from tests.tasks import fake_verifiers
 from tests.tasks.sources import files
 from tests.training.loop import parts
 
@@ -99,10 +98,9 @@ def _trained(form, folder):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  with fake_verifiers.any_verifier():
-    return {
-      form: _trained(form, tmp_path_factory.mktemp(form)) for form in FORMATS
-    }
+  return {
+    form: _trained(form, tmp_path_factory.mktemp(form)) for form in FORMATS
+  }
 
 
 @pytest.mark.parametrize('form', FORMATS[1:])
