@@ -112,7 +112,7 @@ def test_it_is_trained_on_only_if_asked():
 
 def test_bad_requests_are_named(task, monkeypatch):
   for index in (-1, 164):
-    with pytest.raises(errors.UserError, match='164 heldout problems'):
+    with pytest.raises(errors.UserError, match='human_eval'):
       task.problem(index, 'heldout')
   with pytest.raises(errors.UserError, match="'test' is unknown"):
     task.problem(0, 'test')
