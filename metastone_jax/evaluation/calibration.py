@@ -97,7 +97,7 @@ def _share(right_P, count_P, level: float) -> intervals.Interval:
     return intervals.Interval(share, np.nan, np.nan)
   if share in (0.0, 1.0):
     low, high = closed_form.share_limits(np.full((P, 1), share), level)
-    return intervals.Interval(share, float(low[0]), float(high[0]), 'Jeffreys')
+    return intervals.Interval(share, float(low[0]), float(high[0]), 'Wilson')
   residual_P = right_P - share * count_P
   error = np.sqrt(P / (P - 1) * (residual_P**2).sum()) / total
   low, high = closed_form.logit_limits(share, error, P - 1, level)

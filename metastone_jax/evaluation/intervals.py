@@ -6,8 +6,8 @@ decides the method, and so does the number of problems:
 
 | what                        | below 200 problems             | from 200 on |
 | --------------------------- | ------------------------------ | ----------- |
-| a share of 0/1 values       | Jeffreys                       | Jeffreys    |
-| a share, values in [0, 1]   | logit t                        | BCa         |
+| a share of 0/1 values       | Wilson                         | Wilson      |
+| a share, values in [0, 1]   | Wilson, effective size         | BCa         |
 | a difference of two shares  | gains and losses, logit t      | BCa         |
 | an AUC                      | jackknife, logit t             | BCa         |
 | anything else (tokens, ...) | Student's t                    | BCa         |
@@ -18,9 +18,9 @@ percentile interval is returned. The methods for few problems are in
 `closed_form`. docs/evaluation.md has the measured coverage of both at both
 sizes, from tests/evidence/coverage.py; the border lies where they agree.
 
-Constant values that are neither all 0 nor all 1 give an interval of width 0; a
-single problem supports no interval, so low and high are NaN there. Everything
-is seeded and float64.
+Differences that are all equal give an interval of width 0; a single problem
+supports no interval, so low and high are NaN there. Everything is seeded and
+float64.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ SMALL = 200
 
 SHARE, DIFFERENCE, VALUE = 'share', 'difference', 'value'
 _LIMITS = {
-  SHARE: ('logit t', closed_form.share_limits),
+  SHARE: ('Wilson', closed_form.share_limits),
   DIFFERENCE: ('gains and losses, logit t', closed_form.difference_limits),
   VALUE: ('t', closed_form.mean_limits),
 }
@@ -133,7 +133,7 @@ def column_intervals(
   names = []
   for m, kind in enumerate(kinds):
     if kind == SHARE and np.isin(values_PM[:, m], (0, 1)).all():
-      names.append('Jeffreys')
+      names.append('Wilson')
     else:
       names.append('BCa' if large else _LIMITS[kind][0])
   found: list[Interval | None] = [None] * len(names)

@@ -33,8 +33,8 @@ ACCURACIES = (0.1, 0.3, 0.5, 0.9)
 K = 8
 # Samples a problem where k of them are chosen from.
 N = 16
-# Problems whose conditional expectations make the truth.
-_POPULATION = 1_000_000
+# Problems that make the truth.
+_POPULATION = 400_000
 _WRONG_ANSWERS = 4
 # Scores: right ones are so many standard deviations higher, on average.
 _GAP, _GAP_SPREAD, _PROBLEM_SPREAD = 1.0, 0.5, 0.8

@@ -29,7 +29,7 @@ def test_each_answer_is_that_of_its_problem_alone(monkeypatch):
   sampler = loop.Sampler.build(setup, sampling, problems=2, samples=2)
   evaluator = loop.Evaluator(setup, sampler)
   calls = []
-  found = loop.answer_from_traces(
+  found, drawn = loop.answer_from_traces(
     evaluator,
     params,
     'signs',
@@ -67,10 +67,10 @@ def test_each_answer_is_that_of_its_problem_alone(monkeypatch):
       )
       traces = one.candidates.length_PN[0]
       answer = one.answer_length_P[0] - traces[one.best_P[0]]
-      assert found.tokens_PR[p, r] == traces.sum() + answer
-      counts.add(int(found.tokens_PR[p, r]))
+      assert found.tokens_PN[p, r] == traces.sum() + answer
+      counts.add(int(found.tokens_PN[p, r]))
       (text,) = setup.tokenizer.decode_rows(one.answer_PA, one.answer_length_P)
       right = len(text) % 3 > 0 and one.answer_finished_P[0]
-      assert found.correct_PR[p, r] == right
-  assert len(counts) > 1 and 0 < found.correct_PR.sum() < 12
-  assert found.k == 3
+      assert found.correct_PN[p, r] == right
+  assert len(counts) > 1 and 0 < found.correct_PN.sum() < 12
+  assert found.traces == 3
