@@ -129,18 +129,19 @@ def names_of(checkpoints: list[Checkpoint]) -> list[str]:
   Raises:
     UserError: two are the same.
   """
-  names = [c.root.name for c in checkpoints]
-  if len(set(names)) < len(names):
-    names = [str(c.root) for c in checkpoints]
-  if len(set(names)) < len(names):
-    names = [
-      f'{name}@{c.step}' for name, c in zip(names, checkpoints, strict=True)
-    ]
-  if len(set(names)) < len(names):
-    raise UserError(
-      f'--checkpoint names one twice: {", ".join(names)}; leave one out'
-    )
-  return names
+  ways = (
+    lambda c: c.root.name,
+    lambda c: f'{c.root.name}@{c.step}',
+    lambda c: str(c.root),
+    lambda c: f'{c.root}@{c.step}',
+  )
+  for way in ways:
+    names = [way(c) for c in checkpoints]
+    if len(set(names)) == len(names):
+      return names
+  raise UserError(
+    f'--checkpoint names one twice: {", ".join(names)}; leave one out'
+  )
 
 
 def recipe_of(checkpoint: Checkpoint, first: loop.Recipe | None) -> loop.Recipe:

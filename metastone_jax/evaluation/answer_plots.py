@@ -136,7 +136,7 @@ def plot_accuracy_against_cost(
     if counted
     else 'tokens an answer (log scale)'
   )
-  ax.set_ylabel('held-out accuracy (%)')
+  ax.set_ylabel('accuracy (%)')
   style.title(ax, f'{summary["task"]}: accuracy against the cost of an answer')
   style.plain_axes(ax)
   handles, labels = ax.get_legend_handles_labels()
@@ -176,7 +176,7 @@ def plot_pass_rates(
   for place, value in enumerate([never, *count, always]):
     ax.text(place, value, f'{value}', ha='center', va='bottom', fontsize=7.5)
   ax.set_xticks(
-    range(12), ['never', *(f'to {10 * i} %' for i in range(1, 11)), 'always']
+    range(12), ['never', *(f'< {10 * i} %' for i in range(1, 11)), 'always']
   )
   ax.tick_params(axis='x', rotation=35)
   ax.margins(y=0.15)
@@ -225,11 +225,8 @@ def plot_comparison(
     range(len(found)),
     [f'{d["measure"]}: {d["after"]} minus {d["before"]}' for d in found],
   )
-  ax.invert_yaxis()
-  ax.set_xlabel(
-    f'percentage points, with the {100 * level:g} % interval of the paired '
-    'difference'
-  )
+  ax.set_ylim(len(found) - 0.4, -0.6)
+  ax.set_xlabel(f'percentage points, {100 * level:g} % interval')
   style.plain_axes(ax)
   ax.grid(axis='x', color='#D0D0D0', lw=0.5)
   return style.write_png(fig, path)

@@ -3,18 +3,20 @@
 Contract: values of P problems (rows) in M columns give M pairs of limits, in
 float64. The problem is the unit: its samples enter by their mean alone. Which
 of these is used when says `intervals`; how well they cover, docs/evaluation.md
-(a bootstrap over 30 problems misses up to one time in ten where they do not).
+(where a bootstrap over 30 problems holds the truth in 80 to 93 % of the cases).
 
 - A SHARE: Wilson's limits (1927) with an effective number of problems, that
   which would give 0/1 values the observed standard error, and t for normal
   quantiles. A fifth of a problem that is always right and of one that never is
   are added, so that a set which happens to hold none of the rare kind does not
   look certain.
-- A DIFFERENCE of two shares on the same problems: most problems often show
-  none and the rest mostly one sign, which no symmetric interval describes. So
-  gains and losses are two shares (of the largest difference seen), each with
-  its own limits, t on the logit scale, joined with their correlation (MOVER,
-  Zou and Donner 2008).
+- A DIFFERENCE of two shares on the same problems: Student's t with a
+  twenty-fifth of a problem added that one side alone gets right, and of one
+  that the other side does. Most problems often show no difference at all; a
+  rare large one may just be missing.
+- A RATIO such as an AUC: a t interval on the logit scale around the jackknife's
+  standard error, with fewer degrees of freedom where few problems make most of
+  that error (by the kurtosis of their influence).
 - Anything else: Student's t.
 """
 
@@ -23,6 +25,8 @@ from scipy import special, stats
 
 # Problems added to a share, of either kind; 0.1 to 0.25 cover alike.
 _ADDED = 0.2
+# And to a difference, of either sign.
+_ADDED_DIFFERENCE = 0.04
 # Rounding of an estimator is no information.
 _DIGITS = 12
 
@@ -55,30 +59,16 @@ def difference_limits(values_PM: np.ndarray, level: float):
   Columns of equal values have no width: such rules are equal by construction.
   """
   values_PM = np.round(values_PM, _DIGITS)
-  mean_M = values_PM.mean(axis=0)
+  P = len(values_PM)
+  size = P + 2.0 * _ADDED_DIFFERENCE
+  mean_M = values_PM.sum(axis=0) / size
+  square_M = ((values_PM**2).sum(axis=0) + 2.0 * _ADDED_DIFFERENCE) / size
+  error_M = np.sqrt((square_M - mean_M**2) / (size - 1.0))
+  half_M = stats.t.isf((1.0 - level) / 2.0, P - 1) * error_M
   constant_M = (values_PM == values_PM[:1]).all(axis=0)
-  largest_M = np.abs(values_PM).max(axis=0)
-  scale_M = np.where(largest_M > 0, largest_M, 1.0)
-  gain_PM = np.maximum(values_PM, 0.0) / scale_M
-  loss_PM = np.maximum(-values_PM, 0.0) / scale_M
-  a_M, b_M = gain_PM.mean(axis=0), loss_PM.mean(axis=0)
-  (a_low, a_high), (b_low, b_high) = (
-    _seen_share_limits(x_PM, level) for x_PM in (gain_PM, loss_PM)
-  )
-  # A problem that gains does not lose: what both are is negative.
-  spread_M = gain_PM.std(axis=0) * loss_PM.std(axis=0)
-  with np.errstate(divide='ignore', invalid='ignore'):
-    r_M = np.where(spread_M > 0, -a_M * b_M / spread_M, 0.0)
-
-  def joined(p_M, q_M):
-    square_M = p_M**2 - 2.0 * r_M * p_M * q_M + q_M**2
-    return np.sqrt(np.maximum(square_M, 0.0))
-
-  low_M = a_M - b_M - joined(a_M - a_low, b_high - b_M)
-  high_M = a_M - b_M + joined(a_high - a_M, b_M - b_low)
   return (
-    np.where(constant_M, mean_M, low_M * scale_M),
-    np.where(constant_M, mean_M, high_M * scale_M),
+    np.where(constant_M, values_PM[0], mean_M - half_M),
+    np.where(constant_M, values_PM[0], mean_M + half_M),
   )
 
 
@@ -129,25 +119,13 @@ def jackknife_limits(estimate: float, jack_P: np.ndarray, level: float):
   if round(estimate, _DIGITS) in (0.0, 1.0):
     low, high = share_limits(np.full((P, 1), round(estimate)), level)
     return float(low[0]), float(high[0])
-  error = np.sqrt((P - 1) / P * ((jack_P - jack_P.mean()) ** 2).sum())
-  low, high = logit_limits(estimate, error, P - 1, level)
+  spread_P = jack_P - jack_P.mean()
+  square = (spread_P**2).sum()
+  if square == 0.0:
+    return estimate, estimate
+  error = np.sqrt((P - 1) / P * square)
+  # What a variance of so many such values is worth (Satterthwaite).
+  kurtosis = P * (spread_P**4).sum() / square**2
+  freedom = np.clip(2.0 * P / max(kurtosis - 1.0, 1e-9), 2.0, max(P - 1, 2))
+  low, high = logit_limits(estimate, error, freedom, level)
   return float(low), float(high)
-
-
-def _seen_share_limits(values_PM: np.ndarray, level: float):
-  """A t interval on the logit scale; Jeffreys' limit where none shows any.
-
-  Lopsided where the share is near 0, as it must be; and where `share_limits`
-  would make of two uncertain shares too wide a difference.
-  """
-  P, mean_M = len(values_PM), values_PM.mean(axis=0)
-  error_M = values_PM.std(axis=0, ddof=1) / np.sqrt(P)
-  with np.errstate(divide='ignore', invalid='ignore'):
-    low_M, high_M = logit_limits(mean_M, error_M, P - 1, level)
-  tail = (1.0 - level) / 2.0
-  none = float(stats.beta.isf(tail, 0.5, P + 0.5))
-  inside_M = (mean_M > 0) & (mean_M < 1)
-  return (
-    np.where(inside_M, low_M, np.where(mean_M > 0, 1.0 - none, 0.0)),
-    np.where(inside_M, high_M, np.where(mean_M > 0, 1.0, none)),
-  )

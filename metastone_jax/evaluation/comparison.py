@@ -73,6 +73,8 @@ def compare(
       interval = intervals.paired_interval(
         after_P, before_P, level=level, resamples=resamples, seed=seed
       )
+      if interval.low == interval.high == 0:
+        interval = _none_differs(len(after_P), level)
       p, test = sign_flip_test(after_P - before_P, seed=seed)
       found.append(
         {
@@ -85,6 +87,12 @@ def compare(
         }
       )
   return found
+
+
+def _none_differs(P: int, level: float) -> intervals.Interval:
+  """No problem differs: as many may as a share that none shows."""
+  most = intervals.interval(np.zeros(P), level=level)
+  return intervals.Interval(0.0, -most.high, most.high, most.method)
 
 
 def sign_flip_test(

@@ -8,8 +8,8 @@ decides the method, and so does the number of problems:
 | --------------------------- | ------------------------------ | ----------- |
 | a share of 0/1 values       | Wilson                         | Wilson      |
 | a share, values in [0, 1]   | Wilson, effective size         | BCa         |
-| a difference of two shares  | gains and losses, logit t      | BCa         |
-| an AUC                      | jackknife, logit t             | BCa         |
+| a difference of two shares  | t, a rare one added            | BCa         |
+| an AUC                      | jackknife, t on the logit      | BCa         |
 | anything else (tokens, ...) | Student's t                    | BCa         |
 
 BCa is the bias-corrected and accelerated bootstrap over problems (Efron 1987);
@@ -38,7 +38,7 @@ SMALL = 200
 SHARE, DIFFERENCE, VALUE = 'share', 'difference', 'value'
 _LIMITS = {
   SHARE: ('Wilson', closed_form.share_limits),
-  DIFFERENCE: ('gains and losses, logit t', closed_form.difference_limits),
+  DIFFERENCE: ('t', closed_form.difference_limits),
   VALUE: ('t', closed_form.mean_limits),
 }
 
@@ -190,7 +190,7 @@ def ratio_interval(
   if math.isnan(estimate) or len(jack_P) < 2:
     return Interval(float(estimate), math.nan, math.nan)
   low, high = closed_form.jackknife_limits(float(estimate), jack_P, level)
-  return Interval(float(estimate), low, high, 'jackknife, logit t')
+  return Interval(float(estimate), low, high, 'jackknife t')
 
 
 def bootstrap_intervals(

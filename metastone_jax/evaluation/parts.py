@@ -94,15 +94,19 @@ def by_subject(
   }
 
 
-def _macro(value_P, index_P, S: int, level: float) -> intervals.Interval:
+def _macro(value_P, index_P, S: int, level: float) -> intervals.Interval:  # noqa: N803
   parts = [value_P[index_P == s] for s in range(S)]
   mean = float(np.mean([part.mean() for part in parts]))
   if min(len(part) for part in parts) < 2:
     return intervals.Interval(mean, np.nan, np.nan)
-  error = np.sqrt(sum(part.var(ddof=1) / len(part) for part in parts)) / S
+  variance_S = np.array([part.var(ddof=1) / len(part) for part in parts])
+  error = np.sqrt(variance_S.sum()) / S
   if round(mean, 9) in (0.0, 1.0):
     return intervals.interval(value_P.round(9), level=level)
   if error == 0:
     return intervals.Interval(mean, mean, mean, 'logit t')
-  low, high = closed_form.logit_limits(mean, error, len(value_P) - S, level)
+  # Few problems of one subject may make most of the error (Satterthwaite).
+  number_S = np.array([len(part) for part in parts])
+  freedom = variance_S.sum() ** 2 / (variance_S**2 / (number_S - 1)).sum()
+  low, high = closed_form.logit_limits(mean, error, freedom, level)
   return intervals.Interval(mean, float(low), float(high), 'logit t')

@@ -275,7 +275,7 @@ def plot_accuracy_against_k(
   ax.set_xticks(ks, [str(k) for k in ks])
   ax.xaxis.set_minor_locator(ticker.NullLocator())
   ax.set_xlabel('k, samples per problem (log scale)')
-  ax.set_ylabel('held-out accuracy (%)')
+  ax.set_ylabel('accuracy (%)')
   level = 100.0 * summary['level']
   style.title(
     ax,

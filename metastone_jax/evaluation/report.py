@@ -130,7 +130,8 @@ def headline(result: Mapping) -> str:
   rows = {row['k']: row for row in result['rows']}
   k = 8 if 8 in rows else max(rows)
   row, single = rows[k], result['pass_at_1']['mean']
-  of = f'of {result["problems"]} held-out {result["task"]} problems right'
+  where = {'heldout': 'held-out', 'train': 'training'}[result['split']]
+  of = f'of {result["problems"]} {where} {result["task"]} problems right'
   if result['traces']:
     return (
       f'The answer written from the best of {result["traces"]} traces is right '

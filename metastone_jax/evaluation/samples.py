@@ -56,6 +56,7 @@ class EvaluationSamples:
       samples comparable in pairs.
     released: select as the released code does, by the score alone; default: a
       truncated or unparsed sample wins only where there is no other (SPEC 5).
+    split: of the problems.
     traces: a sample is the answer written once from the best of so many
       thinking traces, and its score is that trace's; 0 = a whole response.
     thinking_PN: how many of the tokens are thinking, </think> included.
@@ -78,6 +79,7 @@ class EvaluationSamples:
   tokens_PN: np.ndarray
   problem_ids: list[str]
   released: bool = False
+  split: str = 'heldout'
   traces: int = 0
   thinking_PN: np.ndarray | None = None
   read_flops_P: np.ndarray | None = None
@@ -165,6 +167,7 @@ class EvaluationSamples:
       task=np.array(self.task),
       problem_ids=np.array(self.problem_ids, np.str_),
       released=np.array(self.released),
+      split=np.array(self.split),
       traces=np.array(self.traces),
       failures=np.array(json.dumps(dict(self.failures))),
       **{name: getattr(self, name) for name in _ARRAYS},
@@ -189,6 +192,7 @@ class EvaluationSamples:
         fields['task'] = str(data['task'])
         fields['problem_ids'] = data['problem_ids'].tolist()
         fields['released'] = bool(data['released'])
+        fields['split'] = str(data['split'])
         fields['traces'] = int(data['traces'])
         fields['failures'] = json.loads(str(data['failures']))
         fields |= {name: data[name] for name in _OPTIONAL if name in data}

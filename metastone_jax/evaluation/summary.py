@@ -8,8 +8,8 @@ paired by problem.
 
 Layout of a summary:
 
-    {'task', 'problems', 'samples_per_problem', 'traces', 'level',
-     'resamples', 'seed',
+    {'task', 'problems', 'samples_per_problem', 'split', 'traces',
+     'level', 'resamples', 'seed',
      'pass_at_1': I,
      'rows': [{'k', 'oracle': I, 'best_of_k': I, 'weighted_vote': I,
                'majority': I, 'weighted_vote_subsets': 'all' or a count,
@@ -125,6 +125,7 @@ def summarise(
     'task': samples.task,
     'problems': P,
     'samples_per_problem': N,
+    'split': samples.split,
     'traces': samples.traces,
     **options,
     'pass_at_1': found['pass_at_1'],

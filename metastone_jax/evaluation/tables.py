@@ -178,7 +178,7 @@ def tables(summary: Mapping) -> list[tuple[str, Table]]:
   """(caption, table) of all that has rows."""
   level = f'{100 * summary["level"]:g} %'
   found = [
-    (f'held-out accuracy, % ({level} interval)', accuracy_table(summary)),
+    (f'accuracy, % ({level} interval)', accuracy_table(summary)),
     ('paired differences, percentage points', difference_table(summary)),
     ('score and samples', other_table(summary)),
     ('what an answer costs', cost_table(summary)),

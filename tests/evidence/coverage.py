@@ -1,6 +1,6 @@
 """How often the 95 % intervals hold the truth, by simulation.
 
-  python -m tests.evidence.coverage            # 4,000 runs a line, minutes
+  python -m tests.evidence.coverage            # 4,000 runs a line, an hour
   python -m tests.evidence.coverage --runs=500
 
 A run draws problems from a population, samples from the problems, and asks for
@@ -27,14 +27,14 @@ from metastone_jax.evaluation.samples import EvaluationSamples
 
 _RUNS = flags.DEFINE_integer('runs', 4000, 'Simulated evaluations a line.')
 _AUC_RUNS = flags.DEFINE_integer('auc_runs', 4000, 'Of the lines about AUC.')
+_SIZES = flags.DEFINE_list('sizes', ['30', '512'], 'Problems an evaluation.')
 
-SIZES = (30, 512)
 ACCURACIES = (0.1, 0.3, 0.5, 0.9)
 K = 8
-# Samples a problem where k of them are chosen from.
-N = 16
+# Samples a problem where k of them are chosen from, and where an AUC is meant.
+N, AUC_N = 16, 8
 # Problems that make the truth.
-_POPULATION = 400_000
+_POPULATION = 200_000
 _WRONG_ANSWERS = 4
 # Scores: right ones are so many standard deviations higher, on average.
 _GAP, _GAP_SPREAD, _PROBLEM_SPREAD = 1.0, 0.5, 0.8
@@ -205,7 +205,7 @@ def auc_coverage(
   small = intervals.SMALL
   for run in range(runs):
     scores, correct, answers = samples_of(
-      rng, chances(rng, accuracy, c, size), N
+      rng, chances(rng, accuracy, c, size), AUC_N
     )
     samples = EvaluationSamples(
       task='simulated',
@@ -233,7 +233,7 @@ def auc_coverage(
   )
 
 
-def lines(runs: int, auc_runs: int) -> Iterator[tuple]:
+def lines(sizes, runs: int, auc_runs: int) -> Iterator[tuple]:
   """(measure, problems, accuracy, c, ours, BCa) of the whole table."""
   share, difference = intervals.SHARE, intervals.DIFFERENCE
   plans = [
@@ -244,7 +244,7 @@ def lines(runs: int, auc_runs: int) -> Iterator[tuple]:
     ('two checkpoints, equal, 16', two_checkpoints(16, 0.0), difference),
     ('two checkpoints, better, 16', two_checkpoints(16, 0.7), difference),
   ]
-  for size in SIZES:
+  for size in sizes:
     for c in (1, 4):
       for name, measure, kind in plans:
         for accuracy in ACCURACIES:
@@ -258,10 +258,12 @@ def lines(runs: int, auc_runs: int) -> Iterator[tuple]:
             truth=accuracy if name.startswith('pass@1') else None,
           )
           yield name, size, accuracy, c, ours, bootstrap
-      for accuracy in ACCURACIES:
+      for accuracy in ACCURACIES if c == 1 or size == 30 else ():
         pairs = auc_coverage(accuracy=accuracy, c=c, size=size, runs=auc_runs)
         for side, (ours, bootstrap) in zip(
-          ('AUC within a problem', 'AUC across problems'), pairs, strict=True
+          ('AUC within a problem, 8', 'AUC across problems, 8'),
+          pairs,
+          strict=True,
         ):
           yield side, size, accuracy, c, ours, bootstrap
 
@@ -274,7 +276,7 @@ def main(_) -> None:
     '| --- | ---: | ---: | ---: | --- | --- | --- |'
   )
   for name, size, accuracy, c, ours, bootstrap in lines(
-    _RUNS.value, _AUC_RUNS.value
+    [int(size) for size in _SIZES.value], _RUNS.value, _AUC_RUNS.value
   ):
     methods = ', '.join(m for m in ours.methods if m)
     print(

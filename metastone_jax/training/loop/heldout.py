@@ -308,6 +308,7 @@ class Evaluator:
       score_flops_PN=model.score_flops(found.pop('marks')),
       read_flops_P=model.prefill_flops(length_P.astype(np.float64)),
       subjects=subjects_of(problems),
+      split=self.split,
       **{f'{name}_PN': x for name, x in found.items()},
     )
     return samples, texts, ids, seconds

@@ -141,6 +141,7 @@ def answer_from_traces(
     write_flops_PN=array('flops', float),
     score_flops_PN=model.score_flops(array('marks', int)),
     subjects=subjects_of(problems),
+    split=evaluator.split,
   )
   texts_PR = np.empty(finished_PR.shape, object)
   for place in places:
