@@ -30,6 +30,7 @@ from metastone_jax.evaluation import EvaluationSamples
 from metastone_jax.parallel import distributed
 from metastone_jax.tasks.base import SPLITS
 from metastone_jax.telemetry import Progress, StopRequest
+from metastone_jax.telemetry.progress import format_count
 from metastone_jax.training import loop
 
 _CHECKPOINT = flags.DEFINE_multi_string(
@@ -157,16 +158,17 @@ class Job:
       progress.phase(name, total, initial=len(there))
       if there:
         progress.note(f'{task}: {len(there)} of {total} responses are there')
-      tokens = [0]
+      fresh, shown = [], [0]
 
       def keep(response: loop.Kept) -> None:
         kept.add(response)
-        tokens[0] += response.tokens
+        fresh.append(response.tokens)
 
       def advance(done: int, total: int) -> None:
         del total
-        progress.update(done, tokens=tokens[0] * evaluator.setup.hosts.count)
-        tokens[0] = 0
+        drawn = sum(fresh[shown[0] :]) * evaluator.setup.hosts.count
+        shown[0] = len(fresh)
+        progress.update(done, tokens=drawn)
 
       options = dict(
         num_problems=count,
@@ -195,6 +197,12 @@ class Job:
           **options,
         )
       progress.update(total)
+      if fresh:
+        progress.note(
+          f'{task}: {len(fresh)} responses, {format_count(sum(fresh))} tokens '
+          f'in {drawn.seconds:.1f} s, '
+          f'{format_count(sum(fresh) / drawn.seconds)} tokens/s a host'
+        )
       kept.flush()
       distributed.barrier('responses are kept')
       if not distributed.is_primary():

@@ -7,8 +7,8 @@ of these is used when says `intervals`; how well they cover, docs/evaluation.md
 
 - A SHARE: Wilson's limits (1927) with an effective number of problems, that
   which would give 0/1 values the observed standard error, and t for normal
-  quantiles. A fifth of a problem that is always right and of one that never is
-  are added, so that a set which happens to hold none of the rare kind does not
+  quantiles. A seventh of a problem that is always right and of one that never
+  is are added, so that a set which happens to hold none of the rare kind does not
   look certain.
 - A DIFFERENCE of two shares on the same problems: Student's t with a
   twenty-fifth of a problem added that one side alone gets right, and of one
@@ -24,7 +24,7 @@ import numpy as np
 from scipy import special, stats
 
 # Problems added to a share, of either kind; 0.1 to 0.25 cover alike.
-_ADDED = 0.2
+_ADDED = 0.15
 # And to a difference, of either sign.
 _ADDED_DIFFERENCE = 0.04
 # Rounding of an estimator is no information.

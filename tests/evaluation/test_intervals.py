@@ -55,10 +55,10 @@ def test_wilson_solves_its_equation():
   rng = np.random.default_rng(0)
   values = rng.binomial(8, rng.beta(0.5, 1.5, 25)) / 8
   (low,), (high,) = closed_form.share_limits(values[:, None], 0.9)
-  weights = np.concatenate([np.ones(25), [0.2, 0.2]])
+  weights = np.concatenate([np.ones(25), [0.15, 0.15]])
   all_values = np.concatenate([values, [0, 1]])
   mean = np.average(all_values, weights=weights)
-  error2 = np.average((all_values - mean) ** 2, weights=weights) / 24.4
+  error2 = np.average((all_values - mean) ** 2, weights=weights) / 24.3
   number = mean * (1 - mean) / error2
   t = stats.t.ppf(0.95, 24)
   # Against plain binary values n would be their number.

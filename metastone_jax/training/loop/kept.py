@@ -116,8 +116,9 @@ class KeptResponses:
 
 def _read(path: epath.Path) -> list[Kept]:
   try:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [Kept(**row) for row in rows]
+    # By bytes: a text's own splitlines() ends lines at U+2028 too.
+    lines = path.read_bytes().splitlines()
+    return [Kept(**json.loads(line)) for line in lines]
   except (ValueError, TypeError, KeyError) as error:
     raise UserError(
       f'{path} is no segment of responses ({error}); remove it, and its '

@@ -1,6 +1,7 @@
 """One answer from the best of k traces, over the held-out problems."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -28,8 +29,9 @@ def test_each_answer_is_that_of_its_problem_alone(monkeypatch):
   params = init_params(setup.model_config, jax.random.key(2))
   sampler = loop.Sampler.build(setup, sampling, problems=2, samples=2)
   evaluator = loop.Evaluator(setup, sampler)
-  calls = []
-  found, drawn = loop.answer_from_traces(
+  calls, kept = [], {}
+  answer = functools.partial(
+    loop.answer_from_traces,
     evaluator,
     params,
     'signs',
@@ -37,9 +39,20 @@ def test_each_answer_is_that_of_its_problem_alone(monkeypatch):
     k=3,
     num_problems=3,
     num_draws=4,
+  )
+  found, drawn = answer(
     progress=lambda *now: calls.append(now),
+    keep=lambda a: kept.update({(a.problem, a.number): a}),
   )
   assert calls == [(done, 12) for done in range(1, 13)]
+  # What an interruption left is not drawn again, and the result is the same.
+  calls.clear()
+  some = {place: kept[place] for place in sorted(kept)[:7]}
+  again, rest = answer(progress=lambda *now: calls.append(now), kept=some)
+  assert calls == [(done, 12) for done in range(8, 13)]
+  np.testing.assert_array_equal(again.correct_PN, found.correct_PN)
+  np.testing.assert_array_equal(again.tokens_PN, found.tokens_PN)
+  np.testing.assert_array_equal(rest.texts_PN, drawn.texts_PN)
 
   @quick.jit
   def alone(params, prompt, length, draw):
@@ -74,3 +87,6 @@ def test_each_answer_is_that_of_its_problem_alone(monkeypatch):
       assert found.correct_PN[p, r] == right
   assert len(counts) > 1 and 0 < found.correct_PN.sum() < 12
   assert found.traces == 3
+  # All traces, and what the answer thinks on: never more than all tokens.
+  assert (found.thinking_PN <= found.tokens_PN).all()
+  assert (found.write_flops_PN > 0).all()
