@@ -1,54 +1,57 @@
-r"""Evaluates a checkpoint on held-out problems: table, plots, report.
+r"""Evaluates checkpoints on problems: table, plots, report, result file.
 
   python -m launch.evaluate --checkpoint=runs/tiny --samples=64
+  python -m launch.evaluate --checkpoint=models/qwq-32b --data=questions \
+    --tasks=aime24,aime25,ceval --effort=high --repeats=16
+  python -m launch.evaluate --checkpoint=runs/a,runs/b     # paired comparison
 
 Pass@1, majority, score-weighted vote, SPRM best-of-k and oracle pass@k with
-95 % intervals, and every response with its score as JSON lines in the released
-format. Finished tasks are kept: the same command again goes on.
+95 % intervals, calibration and AUC of the score, tokens and FLOPs an answer;
+every response with its score as JSON lines in the released format; the pass
+rate of each problem. Responses are kept as they come: the same command again
+goes on, after Ctrl-C too.
 """
 
 import dataclasses
-import hashlib
 import json
+from collections.abc import Mapping
 
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from launch import cli
+from launch.evaluation_files import Files
+from launch.evaluation_model import Checkpoint, Model, draws_key, names_of
+from launch.evaluation_plan import Plan
 from metastone_jax import evaluation
-from metastone_jax.checkpoints import (
-  CheckpointManager,
-  Pretrained,
-  is_ours,
-  write_json_atomic,
-)
+from metastone_jax.checkpoints import Pretrained, write_json_atomic
 from metastone_jax.errors import UserError
+from metastone_jax.evaluation import EvaluationSamples
 from metastone_jax.parallel import distributed
-from metastone_jax.telemetry import Progress
+from metastone_jax.tasks.base import SPLITS
+from metastone_jax.telemetry import Progress, StopRequest
+from metastone_jax.telemetry.progress import format_count
 from metastone_jax.training import loop
 
-_CHECKPOINT = flags.DEFINE_string(
+_CHECKPOINT = flags.DEFINE_multi_string(
   'checkpoint',
-  None,
-  'Folder of a run or of launch.ingest.',
+  [],
+  'Folder of a run or of launch.ingest, or PATH@STEP; several (A,B or the flag '
+  'again) are compared on the same problems.',
 )
-_CONFIG = config_flags.DEFINE_config_file(
-  'config',
-  None,
-  'Tasks, lengths and sampling; default: those of the run.',
-  lock_config=True,
-)
-_STEP = flags.DEFINE_integer('step', None, 'Checkpoint step; default: newest.')
 _OUT = flags.DEFINE_string(
   'out', None, 'Folder of the report; default RUN/evaluate-STEP.'
 )
-_TASKS = flags.DEFINE_list(
-  'tasks', None, 'Tasks of the run to evaluate; default: all.'
+_PROBLEMS = flags.DEFINE_integer(
+  'problems', 512, 'Problems a task, where it has so many.', lower_bound=1
 )
-_PROBLEMS = flags.DEFINE_integer('problems', 512, 'Held-out problems a task.')
-_SAMPLES = flags.DEFINE_integer('samples', 64, 'Responses a problem.')
-_KS = flags.DEFINE_list('k', ['1', '2', '8', '32'], 'Candidates k to report.')
+_SPLIT = flags.DEFINE_enum(
+  'split',
+  'heldout',
+  list(SPLITS),
+  "Of the problems; 'train' measures the pass rates that a filter by "
+  'difficulty reads.',
+)
 _SLOTS = flags.DEFINE_integer(
   'slots',
   None,
@@ -58,200 +61,282 @@ _SLOTS = flags.DEFINE_integer(
 _TOKEN_IDS = flags.DEFINE_bool(
   'token_ids', False, 'Also write the token ids into the result file.'
 )
-_MODE = flags.DEFINE_enum(
-  'mode',
-  'complete',
-  ['complete', 'trace'],
-  "'complete': whole responses, each scored by its thinking; 'trace' (the "
-  'paper): k thinking traces, the answer written once from the best; accuracy '
-  'only.',
-)
-_DRAWS = flags.DEFINE_integer(
-  'draws', 4, 'Answers a problem for each k in --mode=trace.'
-)
-_RELEASED = flags.DEFINE_bool(
-  'released_scores',
-  False,
-  'Score and select as the released code does: a think tag counts only where '
-  'it occurs once, a response without step marks scores 0, the highest score '
-  'wins even if its response was cut off.',
-)
 
 
-def _ks() -> tuple[int, ...]:
-  """The values of --k.
+@dataclasses.dataclass
+class Job:
+  """One call of this command.
 
-  Raises:
-    UserError: not integers >= 1, or none at most --samples.
+  Attributes:
+    plan: what is drawn.
+    progress: shown to the user.
+    stop: whether the user or the machine wants to stop.
   """
-  try:
-    ks = tuple(sorted({int(k) for k in _KS.value}))
-  except ValueError:
-    raise UserError(f'--k={_KS.value}: give whole numbers') from None
-  if not ks or ks[0] < 1:
-    raise UserError(f'--k={_KS.value}: k must be at least 1')
-  if ks[0] > _SAMPLES.value:
-    raise UserError(
-      f'--k={ks[0]} needs at least {ks[0]} samples a problem; raise --samples'
+
+  plan: Plan
+  progress: Progress
+  stop: StopRequest
+
+  def pause(self) -> None:
+    """Raises Interrupted if any process was asked to stop."""
+    signal = distributed.any_wish('stop', self.stop.signal_name)
+    if signal is not None:
+      raise loop.Interrupted(signal)
+
+  def hurry(self) -> bool:
+    """Whether to pause at once; several processes must agree on it first."""
+    return self.stop.requested and not distributed.several()
+
+  def evaluate(
+    self, model: Model, out: epath.Path
+  ) -> dict[str, EvaluationSamples]:
+    """Task, or task and k of traces -> samples; on process 0.
+
+    Args:
+      model: to evaluate.
+      out: folder of the results.
+    """
+    plan, setup = self.plan, model.setup
+    sampling = plan.sampling(
+      setup.evaluation_sampling, setup.tokenizer.has_think_tags
     )
-  return tuple(k for k in ks if k <= _SAMPLES.value)
-
-
-def _recipe(root: epath.Path) -> loop.Recipe:
-  """The recipe of a run, or --config for the model of this folder."""
-  if _CONFIG.value is not None:
-    recipe = loop.parse_recipe(_CONFIG.value)
-    model = {k: v for k, v in recipe.model.items() if k != 'preset'}
-    return dataclasses.replace(recipe, model={**model, 'source': str(root)})
-  path = root / 'config.json'
-  if not path.exists():
-    raise UserError(
-      f'{root} comes from launch.ingest and has no tasks of its own; give '
-      '--config, for example --config=configs/smollm2_135m.py'
+    for note in model.notes:
+      self.progress.note(note)
+    if plan.thinking is not None and sampling.thinking_budget is None:
+      self.progress.note(
+        f'{model.checkpoint.root} has no think tags: --effort sets k alone'
+      )
+    most = max(model.problems.values())
+    evaluator = loop.Evaluator(
+      setup,
+      loop.Sampler.build(
+        setup,
+        sampling,
+        problems=max(1, -(-most // setup.hosts.count)),
+        samples=plan.samples * (max(plan.ks) if plan.traces else 1),
+        slots=_SLOTS.value or model.recipe.sampling.slots or 512,
+      ),
+      _SPLIT.value,
     )
-  return loop.recipe_from_dict(json.loads(path.read_text()))
+    params = _Params(model)
+    found = {}
+    for task, count in model.problems.items():
+      for k in plan.ks if plan.traces else (0,):
+        key = draws_key(
+          model.checkpoint, model.recipe, task, _SPLIT.value, sampling
+        )
+        files = Files(
+          out,
+          f'{task}{"" if _SPLIT.value == "heldout" else "-train"}'
+          f'{f"-traces{k}" if k else ""}',
+          f'{count}x{plan.samples}-step{model.checkpoint.step}'
+          f'{plan.text()}-{key}',
+          _TOKEN_IDS.value,
+        )
+        samples = self._task(evaluator, params, task, count, k, files)
+        if samples is not None:
+          found[f'{task}, {k} traces' if k else task] = samples
+          self._report(model, files, samples)
+    return found
 
+  def _task(self, evaluator, params, task, count, k, files):
+    """Samples of one task: read, or drawn and written."""
+    if distributed.from_primary('evaluated', files.done()):
+      if not distributed.is_primary():
+        return None
+      return EvaluationSamples.load(files.samples)
+    plan, progress = self.plan, self.progress
+    total = count * plan.samples
+    with loop.KeptResponses(files.kept) as kept:
+      # Each process asks for those of its own problems alone.
+      there = {
+        (p, n): response
+        for (p, n), response in kept.found.items()
+        if p < count and n < plan.samples
+      }
+      name = f'evaluate {task}' + (f', k = {k}' if k else '')
+      progress.phase(name, total, initial=len(there))
+      if there:
+        progress.note(f'{task}: {len(there)} of {total} responses are there')
+      fresh, shown = [], [0]
 
-def _draws_key(recipe: loop.Recipe, sampling) -> str:
-  """A short name of everything, beside the checkpoint, that draws depend on."""
-  text = json.dumps(
-    [dataclasses.asdict(x) for x in (recipe.data, sampling)]
-    + [recipe.seed, dict(recipe.model)],
-    sort_keys=True,
-  )
-  return hashlib.sha256(text.encode()).hexdigest()[:8]
+      def keep(response: loop.Kept) -> None:
+        kept.add(response)
+        fresh.append(response.tokens)
 
+      def advance(done: int, total: int) -> None:
+        del total
+        drawn = sum(fresh[shown[0] :]) * evaluator.setup.hosts.count
+        shown[0] = len(fresh)
+        progress.update(done, tokens=drawn)
 
-def _evaluate_traces(evaluator, params, tasks, sampling, ks, out) -> None:
-  """Prints and saves accuracy and tokens of one answer from k traces."""
-  with Progress() as progress:
-    for task in tasks:
-      rows = []
-      for k in ks:
-        progress.phase(f'{task}, k = {k}', _PROBLEMS.value * _DRAWS.value)
-        found = loop.answer_from_traces(
+      options = dict(
+        num_problems=count,
+        progress=advance,
+        pause=self.pause,
+        keep_token_ids=_TOKEN_IDS.value,
+        kept=there,
+        keep=keep,
+      )
+      if k:
+        samples, drawn = loop.answer_from_traces(
           evaluator,
-          params,
+          params(),
           task,
-          sampling,
+          evaluator.sampler.config,
           k=k,
-          num_problems=_PROBLEMS.value,
-          num_draws=_DRAWS.value,
-          progress=lambda done, total: progress.update(done),
+          num_draws=plan.samples,
+          **options,
         )
-        accuracy = evaluation.bootstrap_interval(found.correct_PR.mean(axis=1))
-        rows.append(
-          {
-            'k': k,
-            'accuracy': accuracy.as_dict(),
-            'tokens': float(found.tokens_PR.mean()),
-          }
+      else:
+        samples, drawn = evaluator.draw(
+          params(),
+          task,
+          num_samples=plan.samples,
+          hurry=self.hurry,
+          **options,
         )
+      progress.update(total)
+      if fresh:
         progress.note(
-          f'{task}: the best of {k} traces answers '
-          f'{100 * accuracy.mean:.1f} % right ({100 * accuracy.low:.1f} to '
-          f'{100 * accuracy.high:.1f}), {rows[-1]["tokens"]:.0f} tokens an '
-          'answer'
+          f'{task}: {len(fresh)} responses, {format_count(sum(fresh))} tokens '
+          f'in {drawn.seconds:.1f} s, '
+          f'{format_count(sum(fresh) / drawn.seconds)} tokens/s a host'
         )
-      write_json_atomic(out / f'{task}-trace.json', rows)
+      kept.flush()
+      distributed.barrier('responses are kept')
+      if not distributed.is_primary():
+        return None
+      samples = dataclasses.replace(samples, released=plan.released)
+      questions = [problem.question for problem in drawn.problems]
+      evaluation.write_results(
+        files.results,
+        questions=questions,
+        answers=[problem.answer for problem in drawn.problems],
+        texts_PN=drawn.texts_PN,
+        samples=samples,
+        seconds=drawn.seconds,
+        token_ids=drawn.token_ids,
+      )
+      evaluation.write_pass_rates(files.pass_rates, questions, samples)
+      # Last: it says that the task is done.
+      samples.save(files.samples)
+      kept.discard()
+    return samples
+
+  def _report(self, model: Model, files: Files, samples) -> None:
+    ks = (1,) if self.plan.traces else self.plan.ks
+    summary = evaluation.summarise(samples, ks)
+    self.progress.note('\n' + evaluation.terminal_summary(summary))
+    write_json_atomic(files.summary, summary)
+    stage = model.checkpoint.stage
+    report = evaluation.write_report(
+      files.report,
+      title=f'{model.recipe.name}, {stage}: {files.task}',
+      summaries={stage: summary},
+      samples=samples,
+      config_text=json.dumps(loop.config_dict(model.recipe), indent=2),
+      command=cli.command_line('launch.evaluate'),
+      versions=loop.versions(),
+      notes=model.notes,
+    )
+    self.progress.note(f'report: {report}')
+
+  def compare(
+    self,
+    names: list[str],
+    models: list[Model],
+    found: list[Mapping[str, EvaluationSamples]],
+    out: epath.Path,
+  ) -> None:
+    """Writes one report a task, of all checkpoints against the first.
+
+    Args:
+      names: of the checkpoints.
+      models: likewise.
+      found: their samples by task.
+      out: folder of the reports.
+    """
+    ks = (1,) if self.plan.traces else self.plan.ks
+    for task in found[0]:
+      samples = {
+        name: some[task] for name, some in zip(names, found, strict=True)
+      }
+      report = evaluation.write_report(
+        out / f'compare-{task.replace(", ", "-").replace(" ", "_")}',
+        title=f'{task}: {", ".join(names)}',
+        summaries={
+          name: evaluation.summarise(x, ks) for name, x in samples.items()
+        },
+        samples=samples,
+        config_text=json.dumps(
+          {
+            name: loop.config_dict(model.recipe)
+            for name, model in zip(names, models, strict=True)
+          },
+          indent=2,
+        ),
+        command=cli.command_line('launch.evaluate'),
+        versions=loop.versions(),
+        notes=models[0].notes,
+        to_first=True,
+      )
+      self.progress.note(f'comparison: {report}')
+
+
+class _Params:
+  """Weights, read when a task is the first to want them."""
+
+  def __init__(self, model: Model):
+    self._model, self._params = model, None
+
+  def __call__(self):
+    if self._params is None:
+      model = self._model
+      with Pretrained(model.checkpoint.root) as pretrained:
+        self._params = pretrained.load(
+          model.setup.model_config,
+          model.setup.sharder,
+          step=model.checkpoint.step,
+          verified=True,
+        )
+    return self._params
 
 
 def main() -> None:
   """Parses, loads, evaluates, reports."""
-  if _CHECKPOINT.value is None:
+  texts = [x for text in _CHECKPOINT.value for x in text.split(',') if x]
+  if not texts:
     raise UserError('--checkpoint is missing: name the folder of a run')
-  if _MODE.value == 'trace':
+  plan = Plan.from_flags()
+  if plan.traces:
     cli.refuse_several('launch.evaluate --mode=trace')
-  ks = _ks()
-  root = epath.Path(_CHECKPOINT.value)
-  if root.name == 'checkpoints':
-    root = root.parent
-  if not is_ours(root):
-    raise UserError(
-      f'{root} is no folder of ours (it has no model.json); give the folder of '
-      'a run or of launch.ingest'
-    )
-  recipe = _recipe(root)
-  setup = loop.Setup.build(recipe, root)
-  with CheckpointManager(root / 'checkpoints', read_only=True) as manager:
-    extra, step = manager.read_extra(_STEP.value)
-  with Pretrained(root) as pretrained:
-    params = pretrained.load(
-      setup.model_config, setup.sharder, step=step, verified=True
-    )
-  sampling = setup.evaluation_sampling
-  if _RELEASED.value:
-    sampling = dataclasses.replace(
-      sampling, released_selection=True, score_side='serve'
-    )
-  evaluator = loop.Evaluator(
-    setup,
-    loop.Sampler.build(
-      setup,
-      sampling,
-      problems=max(1, -(-_PROBLEMS.value // setup.hosts.count)),
-      samples=_SAMPLES.value,
-      slots=_SLOTS.value or recipe.sampling.slots or 512,
-    ),
-  )
-  key = _draws_key(recipe, sampling)
-  tasks = _TASKS.value or list(evaluator.task_names())
-  out = epath.Path(_OUT.value or root / f'evaluate-{step}')
-  stage = f'step {step} ({extra["phase"]})'
-  if _MODE.value == 'trace':
-    _evaluate_traces(evaluator, params, tasks, sampling, ks, out)
-    return
+  checkpoints = [Checkpoint.find(text) for text in texts]
+  names = names_of(checkpoints)
+  models: list[Model] = []
+  for checkpoint in checkpoints:
+    first = models[0].recipe if models else None
+    models.append(Model.build(checkpoint, first, _PROBLEMS.value, _SPLIT.value))
+  found = []
   primary = distributed.is_primary()
-  with Progress(enabled=primary) as progress:
-    for task in tasks:
-      kind = '-released' if _RELEASED.value else ''
-      name = f'{task}-{_PROBLEMS.value}x{_SAMPLES.value}-step{step}{kind}-{key}'
-      path = out / f'{name}.npz'
-      ids = '-token_ids' if _TOKEN_IDS.value else ''
-      results = out / f'{name}{ids}.jsonl'
-      done = path.exists() and results.exists()
-      if distributed.from_primary('evaluated', done):
-        samples = evaluation.EvaluationSamples.load(path)
-      else:
-        total = _PROBLEMS.value * _SAMPLES.value
-        progress.phase(f'evaluate {task}', total)
-        samples, drawn = evaluator.draw(
-          params,
-          task,
-          num_problems=_PROBLEMS.value,
-          num_samples=_SAMPLES.value,
-          progress=lambda done, total: progress.update(done),
-          keep_token_ids=_TOKEN_IDS.value,
-        )
-        if not primary:
-          continue
-        samples = dataclasses.replace(samples, released=_RELEASED.value)
-        evaluation.write_results(
-          results,
-          questions=[problem.question for problem in drawn.problems],
-          answers=[problem.answer for problem in drawn.problems],
-          texts_PN=drawn.texts_PN,
-          samples=samples,
-          seconds=drawn.seconds,
-          token_ids=drawn.token_ids,
-        )
-        # Last: it says that the task is done.
-        samples.save(path)
-      if not primary:
-        continue
-      summary = evaluation.summarise(samples, ks)
-      progress.note('\n' + evaluation.terminal_summary(summary))
-      write_json_atomic(out / f'{task}{kind}.json', summary)
-      report = evaluation.write_report(
-        out / f'report-{task}{kind}',
-        title=f'{recipe.name}, {stage}: {task}',
-        summaries={stage: summary},
-        samples=samples,
-        config_text=json.dumps(loop.config_dict(recipe), indent=2),
-        command=cli.command_line('launch.evaluate'),
-        versions=loop.versions(),
+  with StopRequest() as stop, Progress(enabled=primary) as progress:
+    job = Job(plan, progress, stop)
+    for name, model in zip(names, models, strict=True):
+      default = model.checkpoint.root / f'evaluate-{model.checkpoint.step}'
+      out = epath.Path(_OUT.value or default)
+      if len(models) > 1:
+        progress.note(f'\n{name}, {model.checkpoint.stage}')
+        if _OUT.value:
+          out = out / name.strip('/').replace('/', '_')
+      found.append(job.evaluate(model, out))
+    if len(models) > 1 and primary:
+      first = models[0].checkpoint
+      job.compare(
+        names,
+        models,
+        found,
+        epath.Path(_OUT.value or first.root / f'evaluate-{first.step}'),
       )
-      progress.note(f'report: {report}')
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ Needs numpy and matplotlib only; nothing here draws a sample or runs a model.
     write_report('run/report', title=..., summaries={'final': summary}, ...)
 """
 
+from metastone_jax.evaluation.comparison import compare, sign_flip_test
 from metastone_jax.evaluation.estimators import (
   best_of_k,
   majority_at_k,
@@ -18,7 +19,7 @@ from metastone_jax.evaluation.estimators import (
 )
 from metastone_jax.evaluation.intervals import (
   Interval,
-  bootstrap_interval,
+  interval,
   paired_interval,
 )
 from metastone_jax.evaluation.plots import (
@@ -32,23 +33,27 @@ from metastone_jax.evaluation.report import (
   terminal_summary,
   write_report,
 )
-from metastone_jax.evaluation.result_file import result_output, write_results
+from metastone_jax.evaluation.result_file import (
+  result_output,
+  write_pass_rates,
+  write_results,
+)
 from metastone_jax.evaluation.samples import EvaluationSamples
 from metastone_jax.evaluation.summary import (
   DEFAULT_KS,
-  stage_differences,
   summarise,
-  summary_markdown,
   summary_metrics,
 )
+from metastone_jax.evaluation.tables import summary_markdown
 
 __all__ = [
   'DEFAULT_KS',
   'EvaluationSamples',
   'Interval',
   'best_of_k',
-  'bootstrap_interval',
+  'compare',
   'headline',
+  'interval',
   'majority_at_k',
   'paired_interval',
   'pass_at_k',
@@ -57,12 +62,13 @@ __all__ = [
   'plot_score_histogram',
   'plot_score_separation',
   'result_output',
-  'stage_differences',
+  'sign_flip_test',
   'summarise',
   'summary_markdown',
   'summary_metrics',
   'terminal_summary',
   'weighted_vote_at_k',
+  'write_pass_rates',
   'write_report',
   'write_results',
 ]

@@ -5,7 +5,7 @@ samples in which the right one scores higher, ties half. WITHIN compares pairs
 inside one problem only (weighted by pairs): the number that says whether the
 score can select. ACROSS compares all pairs and is flattered by easy problems.
 The estimates are those of `metastone_jax.sprm.diagnostics`; this file adds the
-bootstrap over problems.
+intervals over problems.
 """
 
 import numpy as np
@@ -37,26 +37,41 @@ def auc_intervals(
   right_P = samples.correct_PN.sum(axis=1).astype(np.float64)
   wrong_P = samples.shape[1] - right_P
   own_P, pairs_P = np.diag(wins_PQ), right_P * wrong_P
-  within_R, across_R = [], []
+
+  def weights():
+    return intervals.problem_weights(len(own_P), resamples, seed)
+
+  def resampled_within():
+    return np.concatenate([(w @ own_P) / (w @ pairs_P) for w in weights()])
+
+  def resampled_across():
+    return np.concatenate(
+      [
+        ((w @ wins_PQ) * w).sum(axis=1) / (w @ right_P) / (w @ wrong_P)
+        for w in weights()
+      ]
+    )
+
   with np.errstate(divide='ignore', invalid='ignore'):
-    for weight_RP in intervals.problem_weights(len(own_P), resamples, seed):
-      within_R.append((weight_RP @ own_P) / (weight_RP @ pairs_P))
-      won = ((weight_RP @ wins_PQ) * weight_RP).sum(axis=1)
-      across_R.append(won / (weight_RP @ right_P) / (weight_RP @ wrong_P))
     jack_within = (own_P.sum() - own_P) / (pairs_P.sum() - pairs_P)
     left = wins_PQ.sum() - wins_PQ.sum(axis=0) - wins_PQ.sum(axis=1) + own_P
     jack_across = left / (right_P.sum() - right_P) / (wrong_P.sum() - wrong_P)
-  # Both are NaN where no pair exists, and then so is the interval.
-  within = diagnostics.auc_within(samples.scores_PN, samples.correct_PN)
-  across = diagnostics.auc(samples.scores_PN, samples.correct_PN)
-  return (
-    intervals.bca_interval(
-      within, np.concatenate(within_R), jack_within, level=level
-    ),
-    intervals.bca_interval(
-      across, np.concatenate(across_R), jack_across, level=level
-    ),
-  )
+    # Both are NaN where no pair exists, and then so is the interval.
+    return tuple(
+      intervals.ratio_interval(estimate, boot_R, jack_P, level=level)
+      for estimate, boot_R, jack_P in (
+        (
+          diagnostics.auc_within(samples.scores_PN, samples.correct_PN),
+          resampled_within,
+          jack_within,
+        ),
+        (
+          diagnostics.auc(samples.scores_PN, samples.correct_PN),
+          resampled_across,
+          jack_across,
+        ),
+      )
+    )
 
 
 def _pair_wins(scores_PN, correct_PN) -> np.ndarray:

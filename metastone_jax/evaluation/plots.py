@@ -45,7 +45,7 @@ _AUC = {
   'score/auc_across': ('rollouts, across problems', style.GREY, '-'),
   'eval/auc_within': ('held-out, within a problem', style.VERMILION, 'o-'),
 }
-_RULE_STYLES = {
+RULE_STYLES = {
   'oracle': ('oracle pass@k (ceiling)', style.GREY, '--', None),
   'best_of_k': ('SPRM best-of-k', style.BLUE, '-', 'o'),
   'weighted_vote': ('score-weighted vote', style.GREEN, '-', 'D'),
@@ -258,7 +258,7 @@ def plot_accuracy_against_k(
   ax = fig.subplots()
   single = 100.0 * summary['pass_at_1']['mean']
   ax.axhline(single, color='black', lw=0.8, ls=':', label='one sample (pass@1)')
-  for rule, (label, color, line, marker) in _RULE_STYLES.items():
+  for rule, (label, color, line, marker) in RULE_STYLES.items():
     mean, low, high = (
       np.array(
         [np.nan if row[rule][key] is None else row[rule][key] for row in rows],
@@ -275,7 +275,7 @@ def plot_accuracy_against_k(
   ax.set_xticks(ks, [str(k) for k in ks])
   ax.xaxis.set_minor_locator(ticker.NullLocator())
   ax.set_xlabel('k, samples per problem (log scale)')
-  ax.set_ylabel('held-out accuracy (%)')
+  ax.set_ylabel('accuracy (%)')
   level = 100.0 * summary['level']
   style.title(
     ax,
@@ -285,7 +285,7 @@ def plot_accuracy_against_k(
   style.plain_axes(ax)
   handles, labels = ax.get_legend_handles_labels()
   handles.append(mpl_patches.Patch(color=style.GREY, alpha=0.3, lw=0))
-  labels.append(f'band: {level:g} % bootstrap interval')
+  labels.append(f'band: {level:g} % interval')
   style.legend_below(ax, handles, labels)
   return style.write_png(fig, path)
 

@@ -11,7 +11,7 @@ import html
 
 from etils import epath
 
-from metastone_jax.evaluation import summary
+from metastone_jax.evaluation import tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def markdown(title, sentence, sections, pictures, facts, config_text) -> str:
   ]
   for section in sections:
     parts += [f'## {section.title}', section.text]
-    parts += [summary.markdown_table(*table) for table in section.tables]
+    parts += [tables.markdown_table(*table) for table in section.tables]
   parts.append('## How it was made')
   parts.append(
     '\n'.join(

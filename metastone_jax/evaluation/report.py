@@ -5,6 +5,7 @@ Contract: `write_report` writes into one folder, local or gs://:
     report.html    self-contained (pictures embedded), light and dark
     report.md      the same for a terminal or a code host
     summary.json   every number, by stage
+    differences.json  between stages or checkpoints, where there are several
     plots/*.png    the pictures, referenced by report.md
 
 The headline is computed from the numbers and says so when the score head does
@@ -23,7 +24,15 @@ from rich import console as rich_console
 from rich import table as rich_table
 
 from metastone_jax.errors import UserError
-from metastone_jax.evaluation import plots, render, summary
+from metastone_jax.evaluation import (
+  answer_plots,
+  plots,
+  render,
+  sections,
+  summary,
+  tables,
+)
+from metastone_jax.evaluation.comparison import compare
 from metastone_jax.evaluation.samples import EvaluationSamples
 from metastone_jax.telemetry import files
 
@@ -43,6 +52,7 @@ def write_report(
   seconds: float | Mapping[str, float] | None = None,
   versions: Mapping[str, str] | None = None,
   notes: Iterable[str] = (),
+  to_first: bool = False,
 ) -> epath.Path:
   """Writes the whole report; see the module docstring for the files.
 
@@ -61,6 +71,8 @@ def write_report(
     seconds: wall-clock seconds, in all or by part.
     versions: package -> version; by default those installed.
     notes: more sentences for the section "How it was made".
+    to_first: the summaries are of several checkpoints, each to be compared
+      with the first; default: stages, each compared with the one before.
 
   Returns:
     The path of report.html.
@@ -82,20 +94,25 @@ def write_report(
   # In the order of the stages, whatever the order of the mapping.
   samples = {stage: samples[stage] for stage in summaries if stage in samples}
   metrics = list(metrics)
+  differences = _differences(summaries, samples, to_first)
   pictures, absent = _pictures(
-    out_dir / 'plots', metrics, summaries[last], samples.get(last)
+    out_dir / 'plots', metrics, summaries[last], samples.get(last), differences
   )
-  sections = _sections(summaries, samples)
+  parts = sections.sections(summaries, differences, to_first)
   facts = _facts(command, seconds, versions, [*notes, *absent])
   files.write_json_atomic(out_dir / 'summary.json', dict(summaries))
+  if differences:
+    files.write_json_atomic(out_dir / 'differences.json', differences)
   sentence = headline(summaries[last])
+  if to_first and differences:
+    sentence = sections.comparison_headline(differences)
   files.write_text_atomic(
     out_dir / 'report.md',
-    render.markdown(title, sentence, sections, pictures, facts, config_text),
+    render.markdown(title, sentence, parts, pictures, facts, config_text),
   )
   path = out_dir / 'report.html'
   files.write_text_atomic(
-    path, render.page(title, sentence, sections, pictures, facts, config_text)
+    path, render.page(title, sentence, parts, pictures, facts, config_text)
   )
   return path
 
@@ -113,7 +130,13 @@ def headline(result: Mapping) -> str:
   rows = {row['k']: row for row in result['rows']}
   k = 8 if 8 in rows else max(rows)
   row, single = rows[k], result['pass_at_1']['mean']
-  of = f'of {result["problems"]} held-out {result["task"]} problems right'
+  where = {'heldout': 'held-out', 'train': 'training'}[result['split']]
+  of = f'of {result["problems"]} {where} {result["task"]} problems right'
+  if result['traces']:
+    return (
+      f'The answer written from the best of {result["traces"]} traces is right '
+      f'on {100 * single:.1f} % {of[:-6]}.'
+    )
   if k == 1:
     return f'One sample answers {100 * single:.1f} % {of}.'
   sentence = (
@@ -131,7 +154,7 @@ def headline(result: Mapping) -> str:
     'below': 'the score head picks WORSE answers than the vote',
     'not shown': 'no difference to the vote is shown',
     'undefined': 'one problem cannot tell the two apart',
-  }[summary.verdict(difference)]
+  }[tables.verdict(difference)]
   gain = f'{100 * difference["mean"]:+.1f} points'
   if difference['low'] is not None:
     gain += (
@@ -156,17 +179,7 @@ def terminal_summary(result: Mapping, *, width: int = _TERMINAL_WIDTH) -> str:
     file=stream, width=width, color_system=None, highlight=False
   )
   console.print(headline(result), markup=False)
-  level = f'{100 * result["level"]:g} %'
-  for caption, (header, rows) in (
-    (
-      f'held-out accuracy, % ({level} interval)',
-      summary.accuracy_table(result),
-    ),
-    ('paired differences, percentage points', summary.difference_table(result)),
-    ('score and samples', summary.other_table(result)),
-  ):
-    if not rows:
-      continue
+  for caption, (header, rows) in tables.tables(result):
     table = rich_table.Table(
       title=caption, box=rich_box.SIMPLE, title_justify='left'
     )
@@ -179,7 +192,27 @@ def terminal_summary(result: Mapping, *, width: int = _TERMINAL_WIDTH) -> str:
   return '\n'.join(line.rstrip() for line in lines) + '\n'
 
 
-def _pictures(folder, metrics, result, samples):
+def _differences(summaries, samples, to_first: bool) -> list[dict]:
+  """Paired differences, where several have samples of the same problems."""
+  if len({tuple(s.problem_ids) for s in samples.values()}) != 1:
+    return []
+  shared = set.intersection(
+    *({row['k'] for row in r['rows']} for r in summaries.values())
+  )
+  first = next(iter(summaries.values()))
+  # Of each rule one number, at the k of the headline.
+  k = 8 if 8 in shared else max(shared, default=1)
+  return compare(
+    samples,
+    (k,),
+    to_first=to_first,
+    level=first['level'],
+    resamples=first['resamples'],
+    seed=first['seed'],
+  )
+
+
+def _pictures(folder, metrics, result, samples, differences):
   """(pictures made, a sentence for each that could not be)."""
   names = {
     name for row in metrics for name, value in row.items() if value is not None
@@ -194,6 +227,46 @@ def _pictures(folder, metrics, result, samples):
       'right when any of its k samples is.',
       lambda path: plots.plot_accuracy_against_k(_finer(result, samples), path),
       '',
+    ),
+    (
+      'comparison',
+      'Paired differences',
+      'On the same problems; p-values stand in the table below.',
+      (
+        lambda path: answer_plots.plot_comparison(
+          differences, path, level=result['level']
+        )
+      )
+      if differences
+      else None,
+      '',
+    ),
+    (
+      'accuracy_against_cost',
+      'Accuracy against the cost of an answer',
+      'FLOPs are counted, not measured: the prompt once, all k samples, and '
+      'the score head where the rule reads scores.',
+      lambda path: answer_plots.plot_accuracy_against_cost(
+        _finer(result, samples), path
+      ),
+      '',
+    ),
+    (
+      'reliability',
+      'Calibration of the score',
+      'Samples in ten bins of their score. A trace score is made to order '
+      'traces; on the dotted line it would also be a probability.',
+      lambda path: answer_plots.plot_reliability(result, path),
+      '',
+    ),
+    (
+      'pass_rates',
+      'How hard the problems are',
+      'Pass rate of each problem over its samples.',
+      (lambda path: answer_plots.plot_pass_rates(samples, path))
+      if samples is not None
+      else None,
+      'the samples were not given',
     ),
     (
       'score_separation',
@@ -232,7 +305,8 @@ def _pictures(folder, metrics, result, samples):
     if draw is None:
       # A picture of an earlier report must not pass for one of this.
       path.unlink(missing_ok=True)
-      absent.append(f'No picture "{heading}": {reason}.')
+      if reason:
+        absent.append(f'No picture "{heading}": {reason}.')
     else:
       made.append(render.Picture(heading, caption, draw(path)))
   return made, absent
@@ -251,83 +325,6 @@ def _finer(result, samples):
     resamples=result['resamples'],
     seed=result['seed'],
   )
-
-
-def _sections(summaries, samples) -> list[render.Section]:
-  sections = []
-  if len(summaries) > 1:
-    sections.append(_overview(summaries, samples))
-  for stage, result in summaries.items():
-    P, N = result['problems'], result['samples_per_problem']
-    sampled = [
-      str(row['k'])
-      for row in result['rows']
-      if row['weighted_vote_subsets'] != 'all'
-    ]
-    text = (
-      f'{result["task"]}: {P} held-out problems, {N} samples each. Accuracy in '
-      f'%, with {100 * result["level"]:g} % BCa bootstrap intervals over '
-      'problems; every rule is the mean over all k-subsets of the samples.'
-    )
-    if sampled:
-      text += (
-        f' The weighted vote at k = {", ".join(sampled)} is an unbiased '
-        'estimate from random subsets.'
-      )
-    tables = [
-      summary.accuracy_table(result),
-      summary.difference_table(result),
-      summary.other_table(result),
-    ]
-    sections.append(
-      render.Section(f'Stage: {stage}', text, [t for t in tables if t[1]])
-    )
-  return sections
-
-
-def _overview(summaries, samples) -> render.Section:
-  # The k of the headline where every stage has it, else the largest shared.
-  shared = set.intersection(
-    *({row['k'] for row in r['rows']} for r in summaries.values())
-  )
-  k = 8 if 8 in shared else max(shared, default=None)
-  header = ['stage', 'pass@1']
-  if k is not None:
-    header += [f'{title} (k={k})' for title in summary.RULES.values()]
-  header.append('AUC within a problem')
-  rows = []
-  for stage, result in summaries.items():
-    row = [stage, summary.percent(result['pass_at_1'])]
-    if k is not None:
-      at_k = next(r for r in result['rows'] if r['k'] == k)
-      row += [summary.percent(at_k[rule]) for rule in summary.RULES]
-    rows.append([*row, summary.number(result['auc']['within'], 3)])
-  tables = [(header, rows)]
-  text = 'Held-out accuracy in %, with intervals over problems.'
-  same = len({tuple(s.problem_ids) for s in samples.values()}) == 1
-  if len(samples) > 1 and same:
-    first = next(iter(summaries.values()))
-    found = summary.stage_differences(
-      samples,
-      sorted(shared) or (1,),
-      level=first['level'],
-      resamples=first['resamples'],
-      seed=first['seed'],
-    )
-    tables.append(
-      (
-        ['change from stage to stage', 'points', 'above 0'],
-        [
-          [
-            f'{d["measure"]}: {d["before"]} → {d["after"]}',
-            summary.points(d),
-            summary.verdict(d),
-          ]
-          for d in found
-        ],
-      )
-    )
-  return render.Section('Stage by stage', text, tables)
 
 
 def _facts(command, seconds, versions, notes) -> list[tuple[str, str]]:

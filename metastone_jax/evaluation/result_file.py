@@ -6,7 +6,10 @@ One problem a line:
      "score_lst"}}
 
 `content` is the response that best-of-N answers with; the authors' metric
-script reads such files.
+script reads such files. Beside it, pass rates: what a filter by difficulty
+reads, a problem a line:
+
+    {"id", "question", "pass_rate", "samples"}
 """
 
 import json
@@ -79,4 +82,35 @@ def write_results(
       output['token_ids_lst'] = [np.asarray(i).tolist() for i in token_ids[p]]
     line = {'prompt': question, 'answer': answer, 'output': output}
     lines.append(json.dumps(line, ensure_ascii=False) + '\n')
+  return write_whole(path, ''.join(lines).encode())
+
+
+def write_pass_rates(
+  path: epath.PathLike, questions: Sequence[str], samples: EvaluationSamples
+) -> epath.Path:
+  """Writes the share of right samples of each problem, whole or not at all.
+
+  Args:
+    path: of the file.
+    questions: P prompts as the user asks them.
+    samples: theirs.
+
+  Returns:
+    The path.
+  """
+  lines = [
+    json.dumps(
+      {
+        'id': name,
+        'question': question,
+        'pass_rate': float(correct_N.mean()),
+        'samples': len(correct_N),
+      },
+      ensure_ascii=False,
+    )
+    + '\n'
+    for name, question, correct_N in zip(
+      samples.problem_ids, questions, samples.correct_PN, strict=True
+    )
+  ]
   return write_whole(path, ''.join(lines).encode())

@@ -10,9 +10,11 @@ of it: whoever keeps the file can recompute every number.
 
 import dataclasses
 import io
+import json
 import os
 import uuid
 import zipfile
+from collections.abc import Mapping
 
 import numpy as np
 from etils import epath
@@ -28,6 +30,13 @@ _ARRAYS = {
   'finished_PN': np.bool_,
   'tokens_PN': np.int64,
 }
+# What not every source of samples knows: name -> (type, has an axis N).
+_OPTIONAL = {
+  'thinking_PN': (np.int64, True),
+  'read_flops_P': (np.float64, False),
+  'write_flops_PN': (np.float64, True),
+  'score_flops_PN': (np.float64, True),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,11 +50,22 @@ class EvaluationSamples:
     answers_PN: answer ids, equal where the answers of one problem agree; -1
       unparsed (then never correct).
     finished_PN: bool, ended by itself and not by the length limit.
-    tokens_PN: thinking tokens drawn, >= 0.
+    tokens_PN: tokens drawn, >= 0: of the response, or of all k traces and the
+      answer.
     problem_ids: one unique name a problem; equal lists make two sets of
       samples comparable in pairs.
     released: select as the released code does, by the score alone; default: a
       truncated or unparsed sample wins only where there is no other (SPEC 5).
+    split: of the problems.
+    traces: a sample is the answer written once from the best of so many
+      thinking traces, and its score is that trace's; 0 = a whole response.
+    thinking_PN: how many of the tokens are thinking, </think> included.
+    read_flops_P: of reading the prompt once.
+    write_flops_PN: of drawing the tokens behind it.
+    score_flops_PN: of the score head at their step marks.
+    subjects: of each problem, where a set has them.
+    failures: how many samples a verifier failed on, by its name for the
+      reason; they count as wrong.
 
   Raises:
     UserError: a wrong shape, NaN, a score outside [0, 1], repeated ids.
@@ -59,6 +79,14 @@ class EvaluationSamples:
   tokens_PN: np.ndarray
   problem_ids: list[str]
   released: bool = False
+  split: str = 'heldout'
+  traces: int = 0
+  thinking_PN: np.ndarray | None = None
+  read_flops_P: np.ndarray | None = None
+  write_flops_PN: np.ndarray | None = None
+  score_flops_PN: np.ndarray | None = None
+  subjects: list[str] | None = None
+  failures: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     shape = np.shape(self.correct_PN)
@@ -81,6 +109,21 @@ class EvaluationSamples:
       if dtype == np.bool_ and not np.isin(array, (0, 1)).all():
         raise UserError(f'evaluation samples: {name} needs bool or 0/1')
       object.__setattr__(self, name, array.astype(dtype))
+    for name, (dtype, has_samples) in _OPTIONAL.items():
+      if getattr(self, name) is None:
+        continue
+      array = np.asarray(getattr(self, name), dtype)
+      wanted = shape if has_samples else shape[:1]
+      if array.shape != wanted:
+        raise UserError(
+          f'evaluation samples: {name} has shape {array.shape}, needs {wanted}'
+        )
+      object.__setattr__(self, name, array)
+    if self.subjects is not None and len(self.subjects) != shape[0]:
+      raise UserError(
+        f'evaluation samples: {len(self.subjects)} subjects for {shape[0]} '
+        'problems'
+      )
     object.__setattr__(self, 'task', str(self.task))
     object.__setattr__(self, 'problem_ids', [str(i) for i in self.problem_ids])
     if len(self.problem_ids) != shape[0]:
@@ -124,7 +167,16 @@ class EvaluationSamples:
       task=np.array(self.task),
       problem_ids=np.array(self.problem_ids, np.str_),
       released=np.array(self.released),
+      split=np.array(self.split),
+      traces=np.array(self.traces),
+      failures=np.array(json.dumps(dict(self.failures))),
       **{name: getattr(self, name) for name in _ARRAYS},
+      **{
+        name: getattr(self, name)
+        for name in _OPTIONAL
+        if getattr(self, name) is not None
+      },
+      **({} if self.subjects is None else {'subjects': self.subjects}),
     )
     return write_whole(path, buffer.getvalue())
 
@@ -140,6 +192,12 @@ class EvaluationSamples:
         fields['task'] = str(data['task'])
         fields['problem_ids'] = data['problem_ids'].tolist()
         fields['released'] = bool(data['released'])
+        fields['split'] = str(data['split'])
+        fields['traces'] = int(data['traces'])
+        fields['failures'] = json.loads(str(data['failures']))
+        fields |= {name: data[name] for name in _OPTIONAL if name in data}
+        if 'subjects' in data:
+          fields['subjects'] = data['subjects'].tolist()
     except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as e:
       raise UserError(
         f'{path}: not a whole evaluation samples file ({type(e).__name__}); '

@@ -65,8 +65,17 @@ def phase_legend(fig, run: Run) -> None:
   )
 
 
-def legend_below(ax, handles: Sequence = (), labels: Sequence = ()) -> None:
-  """A legend under the axes, where it cannot cover a curve."""
+def legend_below(
+  ax, handles: Sequence = (), labels: Sequence = (), offset: float = -0.17
+) -> None:
+  """A legend under the axes, where it cannot cover a curve.
+
+  Args:
+    ax: the axes.
+    handles: of the legend; default: those of the axes.
+    labels: theirs.
+    offset: of its top, in heights of the axes.
+  """
   if not handles:
     handles, labels = ax.get_legend_handles_labels()
   if handles:
@@ -74,7 +83,7 @@ def legend_below(ax, handles: Sequence = (), labels: Sequence = ()) -> None:
       handles,
       labels,
       loc='upper center',
-      bbox_to_anchor=(0.5, -0.17),
+      bbox_to_anchor=(0.5, offset),
       ncols=min(3, len(handles)),
       frameon=False,
       fontsize=8.5,

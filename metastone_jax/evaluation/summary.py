@@ -1,23 +1,29 @@
 """From samples to the numbers of a report, each with its interval.
 
 Contract: `summarise` is a pure, seeded function of `EvaluationSamples` and
-returns plain JSON values. Accuracies are shares in [0, 1]; intervals are BCa
-bootstrap intervals over problems (see `intervals`); undefined numbers are
+returns plain JSON values. Accuracies are shares in [0, 1]; every interval is
+over problems and names its method (see `intervals`); undefined numbers are
 None. All rules are compared on the same samples at equal k, so differences are
 paired by problem.
 
 Layout of a summary:
 
-    {'task', 'problems', 'samples_per_problem', 'level', 'resamples', 'seed',
+    {'task', 'problems', 'samples_per_problem', 'split', 'traces',
+     'level', 'resamples', 'seed',
      'pass_at_1': I,
      'rows': [{'k', 'oracle': I, 'best_of_k': I, 'weighted_vote': I,
-               'majority': I, 'weighted_vote_subsets': 'all' or a count}, ...],
-     'differences': [{'name', 'k', 'mean', 'low', 'high'}, ...],
+               'majority': I, 'weighted_vote_subsets': 'all' or a count,
+               'cost': {rule: {'tokens', 'thinking_tokens', 'answer_tokens',
+                               'flops'}}}, ...],
+     'differences': [{'name', 'k', ...I}, ...],
      'auc': {'within': I, 'across': I},
+     'calibration': see `calibration`,
      'mean_score': {'right': float or None, 'wrong': float or None},
-     'truncated_share': I, 'unparsed_share': I, 'thinking_tokens': I}
+     'truncated_share': I, 'unparsed_share': I,
+     'thinking_tokens': I or None, 'response_tokens': I,
+     'failures': {name: count}, 'subjects': see `parts`, or None}
 
-with I = {'mean', 'low', 'high'}. Source: SPEC sections 5 and 6.
+with I = {'mean', 'low', 'high', 'method'}. Source: SPEC sections 5 and 6.
 """
 
 import operator
@@ -26,7 +32,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from metastone_jax.errors import UserError
-from metastone_jax.evaluation import auc, estimators, intervals
+from metastone_jax.evaluation import auc, estimators, intervals, parts
+from metastone_jax.evaluation.calibration import calibration
 from metastone_jax.evaluation.samples import EvaluationSamples
 
 DEFAULT_KS = (1, 2, 8, 32)
@@ -69,69 +76,90 @@ def summarise(
   ks = usable_ks(ks, N)
   single_P = samples.correct_PN.mean(axis=1)
   per_k = {k: rule_values(samples, k, seed=seed) for k in ks}
-  columns = [('pass_at_1', single_P)]
+  share, difference = intervals.SHARE, intervals.DIFFERENCE
+  columns = [('pass_at_1', single_P, share)]
   columns += [
-    ((k, rule), values)
+    ((k, rule), values, share)
     for k, rules in per_k.items()
     for rule, values in rules.items()
   ]
   differences = _differences(per_k, single_P)
-  columns += [(name, values) for name, _, values in differences]
+  columns += [(name, values, difference) for name, _, values in differences]
+  unparsed_PN = samples.answers_PN == estimators.UNPARSED
   columns += [
-    ('truncated_share', 1.0 - samples.finished_PN.mean(axis=1)),
-    (
-      'unparsed_share',
-      (samples.answers_PN == estimators.UNPARSED).mean(axis=1),
-    ),
-    ('thinking_tokens', samples.tokens_PN.mean(axis=1)),
+    ('truncated_share', 1.0 - samples.finished_PN.mean(axis=1), share),
+    ('unparsed_share', unparsed_PN.mean(axis=1), share),
+    ('response_tokens', samples.tokens_PN.mean(axis=1), intervals.VALUE),
   ]
+  if samples.thinking_PN is not None:
+    thinking_P = samples.thinking_PN.mean(axis=1)
+    columns.append(('thinking_tokens', thinking_P, intervals.VALUE))
+  options = dict(level=level, resamples=resamples, seed=seed)
   found = dict(
     zip(
-      [name for name, _ in columns],
-      intervals.bootstrap_intervals(
-        np.stack([values for _, values in columns], axis=1),
-        level=level,
-        resamples=resamples,
-        seed=seed,
+      [name for name, _, _ in columns],
+      intervals.column_intervals(
+        np.stack([values for _, values, _ in columns], axis=1),
+        [kind for _, _, kind in columns],
+        **options,
       ),
       strict=True,
     )
   )
-  within, across = auc.auc_intervals(
-    samples, level=level, resamples=resamples, seed=seed
-  )
+  found = {name: interval.as_dict() for name, interval in found.items()}
+  within, across = auc.auc_intervals(samples, **options)
   scores, correct = samples.scores_PN, samples.correct_PN
+  subjects = None
+  if samples.subjects is not None:
+    last = ks[-1]
+    measures = {'pass_at_1': single_P}
+    if last > 1:
+      measures |= {
+        name: per_k[last][name] for name in ('best_of_k', 'majority')
+      }
+    subjects = {
+      'k': last,
+      **parts.by_subject(samples.subjects, measures, level=level),
+    }
   return {
     'task': samples.task,
     'problems': P,
     'samples_per_problem': N,
-    'level': level,
-    'resamples': resamples,
-    'seed': seed,
-    'pass_at_1': found['pass_at_1'].as_dict(),
+    'split': samples.split,
+    'traces': samples.traces,
+    **options,
+    'pass_at_1': found['pass_at_1'],
     'rows': [
       {
         'k': k,
-        **{rule: found[k, rule].as_dict() for rule in RULES},
+        **{rule: found[k, rule] for rule in RULES},
         'weighted_vote_subsets': 'all'
         if estimators.is_exact(N, k)
         else estimators.MONTE_CARLO_SUBSETS,
+        'cost': parts.costs(samples, k, list(RULES)),
       }
       for k in ks
     ],
     'differences': [
-      {'name': name, 'k': k, **found[name].as_dict()}
-      for name, k, _ in differences
+      {'name': name, 'k': k, **found[name]} for name, k, _ in differences
     ],
     'auc': {'within': within.as_dict(), 'across': across.as_dict()},
+    'calibration': calibration(samples, **options),
     'mean_score': {
       'right': float(scores[correct].mean()) if correct.any() else None,
       'wrong': float(scores[~correct].mean()) if (~correct).any() else None,
     },
     **{
-      name: found[name].as_dict()
-      for name in ('truncated_share', 'unparsed_share', 'thinking_tokens')
+      name: found.get(name)
+      for name in (
+        'truncated_share',
+        'unparsed_share',
+        'thinking_tokens',
+        'response_tokens',
+      )
     },
+    'failures': dict(sorted(samples.failures.items())),
+    'subjects': subjects,
   }
 
 
@@ -167,66 +195,14 @@ def rule_values(
   }
 
 
-def stage_differences(
-  stages: Mapping[str, EvaluationSamples],
-  ks: Sequence[int] = DEFAULT_KS,
-  *,
-  level: float = 0.95,
-  resamples: int = 10000,
-  seed: int = 0,
-) -> list[dict]:
-  """Paired differences between consecutive stages of one run.
-
-  Args:
-    stages: stage name -> samples, in order of training; all on the same
-      problems.
-    ks: subset sizes for best-of-k; those above N are left out.
-    level: coverage.
-    resamples: bootstrap resamples.
-    seed: of the bootstrap.
-
-  Returns:
-    [{'before', 'after', 'measure', 'mean', 'low', 'high'}, ...], empty for
-    fewer than two stages.
-
-  Raises:
-    UserError: two stages hold different problems.
-  """
-  found = []
-  names = list(stages)
-  for before, after in zip(names, names[1:], strict=False):
-    a, b = stages[before], stages[after]
-    if a.problem_ids != b.problem_ids:
-      raise UserError(
-        f'stages {before!r} and {after!r} hold different problems; a paired '
-        'difference needs the same held-out set'
-      )
-    pairs = [('pass@1', a.correct_PN.mean(axis=1), b.correct_PN.mean(axis=1))]
-    for k in usable_ks(ks, min(a.shape[1], b.shape[1])):
-      if k > 1:
-        pairs.append((f'SPRM best-of-{k}', _best_of_k(a, k), _best_of_k(b, k)))
-    for measure, before_P, after_P in pairs:
-      interval = intervals.paired_interval(
-        after_P, before_P, level=level, resamples=resamples, seed=seed
-      )
-      found.append(
-        {
-          'before': before,
-          'after': after,
-          'measure': measure,
-          **interval.as_dict(),
-        }
-      )
-  return found
-
-
 def summary_metrics(summary: Mapping, prefix: str = 'eval') -> dict[str, float]:
   """Flat metrics for a training log; undefined numbers are left out.
 
   Names: `eval/pass_at_1`, `eval/best_of_8`, `eval/majority_at_8`,
   `eval/weighted_vote_at_8`, `eval/pass_at_8`, `eval/auc_within`,
   `eval/auc_across`, `eval/truncated_share`, `eval/unparsed_share`,
-  `eval/thinking_tokens`.
+  `eval/thinking_tokens`, `eval/response_tokens`, `eval/ece`, `eval/brier`, and
+  `eval/verify/timeout` and the like, counts of verifier failures.
   """
   stems = {
     'best_of_k': 'best_of',
@@ -240,98 +216,21 @@ def summary_metrics(summary: Mapping, prefix: str = 'eval') -> dict[str, float]:
       found[f'{stem}_{row["k"]}'] = row[rule]['mean']
   for side, interval in summary['auc'].items():
     found[f'auc_{side}'] = interval['mean']
-  for name in ('truncated_share', 'unparsed_share', 'thinking_tokens'):
-    found[name] = summary[name]['mean']
+  for name in (
+    'truncated_share',
+    'unparsed_share',
+    'thinking_tokens',
+    'response_tokens',
+  ):
+    found[name] = summary[name] and summary[name]['mean']
+  found['ece'] = summary['calibration']['ece']
+  found['brier'] = summary['calibration']['brier']['mean']
+  found |= {f'verify/{name}': n for name, n in summary['failures'].items()}
   return {
     f'{prefix}/{name}': value
     for name, value in found.items()
     if value is not None
   }
-
-
-def summary_markdown(summary: Mapping) -> str:
-  """The summary as Markdown: accuracy against k, differences, the rest."""
-  parts = [
-    markdown_table(*table)
-    for table in (
-      accuracy_table(summary),
-      difference_table(summary),
-      other_table(summary),
-    )
-    if table[1]
-  ]
-  return '\n\n'.join(parts) + '\n'
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A Markdown table; first column left-aligned, the others right."""
-  lines = [header, ['---', *['---:'] * (len(header) - 1)], *rows]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
-
-
-def accuracy_table(summary: Mapping) -> tuple[list[str], list[list[str]]]:
-  """(header, rows) of text: accuracy of each rule against k, percent."""
-  header = ['k', *RULES.values()]
-  return header, [
-    [str(row['k']), *(percent(row[rule]) for rule in RULES)]
-    for row in summary['rows']
-  ]
-
-
-def difference_table(summary: Mapping) -> tuple[list[str], list[list[str]]]:
-  """(header, rows) of text: paired differences in percentage points."""
-  header = ['paired difference', 'points', 'above 0']
-  return header, [
-    [row['name'], points(row), verdict(row)] for row in summary['differences']
-  ]
-
-
-def other_table(summary: Mapping) -> tuple[list[str], list[list[str]]]:
-  """(header, rows) of text: AUC, truncation, parsing, length."""
-  auc_ = summary['auc']
-  return ['measure', 'value'], [
-    ['AUC within a problem (ties half)', number(auc_['within'], 3)],
-    ['AUC across problems', number(auc_['across'], 3)],
-    ['truncated (% of samples)', percent(summary['truncated_share'])],
-    ['unparsed (% of samples)', percent(summary['unparsed_share'])],
-    ['thinking tokens a sample', number(summary['thinking_tokens'], 1)],
-  ]
-
-
-def number(interval: Mapping, digits: int, scale: float = 1.0) -> str:
-  """`0.812 (0.780 to 0.841)`; bounds or value left out where undefined."""
-  mean, low, high = (interval[key] for key in ('mean', 'low', 'high'))
-  if mean is None:
-    return 'undefined'
-  text = f'{scale * mean:.{digits}f}'
-  if low is None:
-    return text
-  return f'{text} ({scale * low:.{digits}f} to {scale * high:.{digits}f})'
-
-
-def percent(interval: Mapping) -> str:
-  """An interval of shares in percent, without the sign."""
-  return number(interval, 1, 100.0)
-
-
-_ROUNDING = 1e-9
-
-
-def points(interval: Mapping) -> str:
-  """An interval of differences in percentage points, always signed."""
-  text = number(interval, 1, 100.0).replace('-0.0', '0.0')
-  return text if text.startswith(('-', 'undefined')) else '+' + text
-
-
-def verdict(interval: Mapping) -> str:
-  """yes: whole interval above 0; below: all of it; else not shown."""
-  low, high = interval['low'], interval['high']
-  if low is None:
-    return 'undefined'
-  # Equal by construction (a vote of two is a best of two): rounding is no sign.
-  if low > _ROUNDING:
-    return 'yes'
-  return 'below' if high < -_ROUNDING else 'not shown'
 
 
 def _best_of_k(samples: EvaluationSamples, k: int) -> np.ndarray:

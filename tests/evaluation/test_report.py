@@ -1,5 +1,6 @@
 """Pictures and reports: files exist, hold what they must, refuse the rest."""
 
+import dataclasses
 import json
 import re
 
@@ -47,7 +48,7 @@ def report(stages, tmp_path_factory):
 
 def test_report_is_whole_and_self_contained(report):
   page = (report / 'report.html').read_text()
-  assert page.count('data:image/png;base64,') == 4
+  assert page.count('data:image/png;base64,') == 8
   assert not re.search(r'(src|href)="(?!data:)', page)
   assert 'Tiny &lt;run&gt;' in page and '1 &lt; 2' in page
   assert 'prefers-color-scheme: dark' in page
@@ -77,7 +78,44 @@ def test_report_without_samples_and_metrics_says_so(tmp_path, stages):
   text = (tmp_path / 'report.md').read_text()
   assert 'No picture "Learning curves": no training metrics' in text
   assert not stale.exists()
-  assert text.count('](plots/') == 1
+  assert text.count('](plots/') == 3
+
+
+def test_checkpoints_are_compared_with_the_first(tmp_path):
+  several = {
+    'base': synthetic.make_samples(P=60, skill=0.3),
+    'other': synthetic.make_samples(P=60, skill=0.3, seed=1),
+    'tuned': synthetic.make_samples(P=60, skill=0.8, seed=2),
+  }
+  evaluation.write_report(
+    tmp_path,
+    title='three',
+    summaries={name: _summary(s) for name, s in several.items()},
+    samples=several,
+    to_first=True,
+  )
+  text = (tmp_path / 'report.md').read_text()
+  assert 'other shows no difference to base: pass@1' in text
+  assert 'tuned is better than base: pass@1 +' in text
+  assert 'Checkpoint by checkpoint' in text and 'base → tuned' in text
+  assert 'other → tuned' not in text
+  assert 'sign flips, 19,999 draws' in text
+  assert (tmp_path / 'plots' / 'comparison.png').read_bytes().startswith(_PNG)
+  found = json.loads((tmp_path / 'differences.json').read_text())
+  assert {d['before'] for d in found} == {'base'} and len(found) == 10
+
+
+def test_traces_have_their_own_words(tmp_path):
+  samples = dataclasses.replace(synthetic.make_samples(N=3), traces=8)
+  result = _summary(samples, (1,))
+  assert 'written from the best of 8 traces is right on' in evaluation.headline(
+    result
+  )
+  evaluation.write_report(
+    tmp_path, title='t', summaries={'final': result}, samples=samples
+  )
+  text = (tmp_path / 'report.md').read_text()
+  assert '3 answers each, written from the best of 8 traces' in text
 
 
 def test_report_refuses_nonsense(tmp_path, stages):

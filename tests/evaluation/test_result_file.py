@@ -4,8 +4,12 @@ import json
 
 import numpy as np
 
-from metastone_jax.evaluation import write_results
-from tests.evaluation import synthetic
+from metastone_jax.evaluation import (
+  estimators,
+  write_pass_rates,
+  write_results,
+)
+from tests.evaluation import metric_script, synthetic
 
 
 def _write(tmp_path, samples, **options):
@@ -60,3 +64,47 @@ def test_token_ids_are_an_entry_more(tmp_path):
   _, path = _write(tmp_path, samples, token_ids=ids)
   lines = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
   assert [line['output']['token_ids_lst'] for line in lines] == ids
+
+
+def test_its_numbers_are_those_of_the_estimators(tmp_path):
+  samples = synthetic.make_samples(P=30, N=9)
+  _, path = _write(tmp_path, samples)
+  found = metric_script.metrics(path)
+  assert found['problems'] == 30 and found['samples'] == 270
+  np.testing.assert_allclose(
+    [found['pass_at_1'], found['majority'], found['any'], found['content']],
+    [
+      samples.correct_PN.mean(),
+      estimators.majority_at_k(_readable(samples), samples.correct_PN, 9),
+      estimators.pass_at_k(samples.correct_PN, 9),
+      estimators.best_of_k(
+        samples.scores_PN,
+        samples.correct_PN,
+        9,
+        finished_PN=samples.eligible_PN,
+      ),
+    ],
+    rtol=1e-12,
+  )
+
+
+def _readable(samples):
+  """The texts box the unparsed ones' -1 as an answer like any other."""
+  return np.where(samples.answers_PN == -1, 99, samples.answers_PN)
+
+
+def test_pass_rates_are_what_a_filter_reads(tmp_path):
+  samples = synthetic.make_samples(P=5, N=4)
+  path = write_pass_rates(
+    tmp_path / 'rates.jsonl', [f'frage {p} \u2028ü' for p in range(5)], samples
+  )
+  rows = [json.loads(line) for line in path.open(encoding='utf-8')]
+  assert rows == [
+    {
+      'id': f'signs-{p}',
+      'question': f'frage {p} \u2028ü',
+      'pass_rate': samples.correct_PN[p].sum() / 4,
+      'samples': 4,
+    }
+    for p in range(5)
+  ]

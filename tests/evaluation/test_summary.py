@@ -1,12 +1,13 @@
 """Samples on disk and the numbers made from them."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from metastone_jax.errors import UserError
-from metastone_jax.evaluation import auc, estimators, summary
+from metastone_jax.evaluation import auc, estimators, summary, tables
 from metastone_jax.evaluation.samples import EvaluationSamples
 from tests.evaluation import synthetic
 
@@ -43,7 +44,7 @@ def test_numbers_equal_their_estimators(samples, result):
     for rule in summary.RULES:
       assert row[rule]['low'] <= row[rule]['mean'] <= row[rule]['high']
   np.testing.assert_allclose(
-    [result[n]['mean'] for n in ('pass_at_1', 'thinking_tokens')],
+    [result[n]['mean'] for n in ('pass_at_1', 'response_tokens')],
     [s.correct_PN.mean(), s.tokens_PN.mean()],
     rtol=1e-12,
   )
@@ -89,6 +90,7 @@ def test_auc_resamples_equal_recomputed_ones(monkeypatch):
   s = synthetic.make_samples(P=12, N=6)
   seen = {}
   real = auc.intervals.bca_interval
+  monkeypatch.setattr(auc.intervals, 'SMALL', 0)
 
   def spy(estimate, boot_R, jack_P, *, level):
     seen[len(seen)] = (estimate, boot_R, jack_P)
@@ -143,21 +145,7 @@ def test_one_class_leaves_auc_undefined():
   assert result['auc']['within']['mean'] is None
   assert result['mean_score']['wrong'] is None
   assert 'eval/auc_within' not in summary.summary_metrics(result)
-  assert 'undefined' in summary.summary_markdown(result)
-
-
-def test_stage_differences_are_paired(samples):
-  better = synthetic.make_samples(seed=1, P=60, N=10, gap=2.0)
-  found = summary.stage_differences(
-    {'head': samples, 'joint': better}, (1, 8), resamples=300
-  )
-  assert [d['measure'] for d in found] == ['pass@1', 'SPRM best-of-8']
-  np.testing.assert_allclose(
-    found[0]['mean'], better.correct_PN.mean() - samples.correct_PN.mean()
-  )
-  other = synthetic.make_samples(P=60, N=10, task='other')
-  with pytest.raises(UserError, match='different problems'):
-    summary.stage_differences({'a': samples, 'b': other})
+  assert 'undefined' in tables.summary_markdown(result)
 
 
 def test_metrics_and_markdown(result):
@@ -167,9 +155,13 @@ def test_metrics_and_markdown(result):
   )
   assert flat['eval/pass_at_1'] == result['pass_at_1']['mean']
   assert all(isinstance(v, float) for v in flat.values())
-  text = summary.summary_markdown(result)
+  text = tables.summary_markdown(result)
   assert '| SPRM best-of-k | weighted vote | majority | oracle' in text
   assert 'best-of-8 minus majority@8' in text
+  assert result['pass_at_1']['method'] == 'Wilson'
+  assert tables.methods(result) == (
+    'shares: Wilson; differences, tokens: t; AUC: jackknife t'
+  )
 
 
 @pytest.mark.parametrize(
@@ -182,6 +174,16 @@ def test_bad_ks(samples, ks, message):
 
 
 def test_samples_survive_the_disk(tmp_path, samples):
+  shape = samples.shape
+  samples = dataclasses.replace(
+    samples,
+    traces=4,
+    split='train',
+    thinking_PN=samples.tokens_PN // 2,
+    read_flops_P=np.arange(shape[0]) / 7,
+    subjects=['a', 'b'] * (shape[0] // 2),
+    failures={'timeout': 3},
+  )
   path = samples.save(tmp_path / 'deep' / 'samples.npz')
   loaded = EvaluationSamples.load(path)
   for name in ('scores', 'correct', 'answers', 'finished', 'tokens'):
@@ -190,6 +192,10 @@ def test_samples_survive_the_disk(tmp_path, samples):
     )
   assert loaded.task == samples.task
   assert loaded.problem_ids == samples.problem_ids
+  for name in ('traces', 'split', 'subjects', 'failures', 'write_flops_PN'):
+    assert getattr(loaded, name) == getattr(samples, name)
+  np.testing.assert_array_equal(loaded.thinking_PN, samples.thinking_PN)
+  np.testing.assert_array_equal(loaded.read_flops_P, samples.read_flops_P)
   assert [p.name for p in path.parent.iterdir()] == ['samples.npz']
 
 
@@ -214,6 +220,9 @@ def test_broken_files_are_named(tmp_path, samples):
     ({'answers_PN': np.ones((4, 3))}, 'needs integers'),
     ({'correct_PN': np.full((4, 3), 2)}, 'needs bool'),
     ({'problem_ids': ['a', 'b', 'c']}, '3 problem ids for 4'),
+    ({'subjects': ['a']}, '1 subjects for 4'),
+    ({'thinking_PN': np.ones((4, 2))}, 'thinking_PN has shape'),
+    ({'read_flops_P': np.ones(3)}, 'read_flops_P has shape'),
     ({'problem_ids': ['a', 'b', 'c', 'a']}, 'repeat'),
     ({'tokens_PN': np.full((4, 3), -1)}, 'negative'),
     (

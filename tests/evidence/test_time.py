@@ -285,7 +285,7 @@ def main() -> None:
       correct_P = row.correct_PR.mean(axis=1)
       reference = correct_P if reference is None else reference
       cells = [
-        _points(evaluation.bootstrap_interval(correct_P)),
+        _points(evaluation.interval(correct_P)),
         _points(evaluation.paired_interval(correct_P, reference), '+'),
         f'{row.drawn_PR.mean():.0f}',
         f'{row.read_PR.mean():.0f}',

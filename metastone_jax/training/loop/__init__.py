@@ -9,15 +9,14 @@ from metastone_jax.training.loop.folder import (
 from metastone_jax.training.loop.folder import versions as versions
 from metastone_jax.training.loop.heldout import Evaluator as Evaluator
 from metastone_jax.training.loop.heldout import Responses as Responses
+from metastone_jax.training.loop.kept import Kept as Kept
+from metastone_jax.training.loop.kept import KeptResponses as KeptResponses
 from metastone_jax.training.loop.plan import describe as describe
 from metastone_jax.training.loop.recipe import Recipe as Recipe
 from metastone_jax.training.loop.recipe import parse_recipe as parse_recipe
 from metastone_jax.training.loop.run import train as train
 from metastone_jax.training.loop.setup import Setup as Setup
 from metastone_jax.training.loop.stages import Interrupted as Interrupted
-from metastone_jax.training.loop.traced import (
-  TracedAnswers as TracedAnswers,
-)
 from metastone_jax.training.loop.traced import (
   answer_from_traces as answer_from_traces,
 )

@@ -65,7 +65,11 @@ class Setup:
 
   @classmethod
   def build(
-    cls, recipe: Recipe, folder: epath.PathLike | None = None
+    cls,
+    recipe: Recipe,
+    folder: epath.PathLike | None = None,
+    *,
+    phases: bool = True,
   ) -> 'Setup':
     """Builds everything; bad input is refused here, before any work.
 
@@ -73,6 +77,8 @@ class Setup:
       recipe: the recipe.
       folder: of a run that was started before: it knows its model and
         tokenizer by itself, wherever they once came from.
+      phases: whether they will be run here; an evaluation may have other
+        devices than they would need.
 
     Raises:
       UserError: tokenizer, tasks, model or mesh do not fit.
@@ -98,22 +104,8 @@ class Setup:
     mesh = make_mesh(recipe.mesh)
     sharder = Sharder.of(mesh)
     hosts = Hosts.build(sharder, recipe.rollout_mesh)
-    rows = mesh.shape['data'] * mesh.shape['fsdp']
-    for phase in recipe.phases:
-      hosts.share(
-        phase.prompts_per_step, f'phases.{phase.name}.prompts_per_step'
-      )
-      hosts.share(
-        phase.partial_rollouts, f'phases.{phase.name}.partial_rollouts'
-      )
-      plan = RowPlan.of(phase, data, sharder)
-      piece = plan.rows_per_microbatch
-      if piece % rows:
-        raise UserError(
-          f'phases.{phase.name}: {piece} {plan.what} a micro-batch do not '
-          f'divide over the {rows} devices of mesh axes data x fsdp; change '
-          'sequences_per_microbatch or mesh'
-        )
+    if phases:
+      _check_phases(recipe, mesh, sharder, hosts)
     draw = recipe.sampling
     common = dict(
       max_response_length=data.max_response_length,
@@ -166,16 +158,30 @@ class Setup:
       template=self.chat,
     )
 
-  def problems(self, split: str = 'train', mixture: Mixture | None = None):
-    """The endless stream of problems of a split."""
+  def problems(
+    self,
+    split: str = 'train',
+    mixture: Mixture | None = None,
+    num_demonstrations: int | None = None,
+  ):
+    """The endless stream of problems of a split.
+
+    Args:
+      split: 'train' or 'heldout'.
+      mixture: other than the recipe's.
+      num_demonstrations: other than the recipe's; their problems are left out
+        of the training split.
+    """
     data = self.recipe.data
+    if num_demonstrations is None:
+      num_demonstrations = data.num_demonstrations if split == 'train' else 0
     return problem_dataset(
       mixture or self.mixture,
       self.tokenizer,
       seed=self.recipe.seed,
       split=split,
       max_prompt_length=data.max_prompt_length,
-      num_demonstrations=data.num_demonstrations if split == 'train' else 0,
+      num_demonstrations=num_demonstrations,
       template=self.chat,
     )
 
@@ -201,6 +207,22 @@ def _decode_form(config: ModelConfig):
     param_axes(config, unstacked=True),
     functools.partial(unstack_params, config),
   )
+
+
+def _check_phases(recipe: Recipe, mesh, sharder: Sharder, hosts: Hosts):
+  """Refuses batches that these devices cannot share."""
+  rows = mesh.shape['data'] * mesh.shape['fsdp']
+  for phase in recipe.phases:
+    hosts.share(phase.prompts_per_step, f'phases.{phase.name}.prompts_per_step')
+    hosts.share(phase.partial_rollouts, f'phases.{phase.name}.partial_rollouts')
+    plan = RowPlan.of(phase, recipe.data, sharder)
+    piece = plan.rows_per_microbatch
+    if piece % rows:
+      raise UserError(
+        f'phases.{phase.name}: {piece} {plan.what} a micro-batch do not '
+        f'divide over the {rows} devices of mesh axes data x fsdp; change '
+        'sequences_per_microbatch or mesh'
+      )
 
 
 def _model(recipe: Recipe, folder: epath.PathLike | None):

@@ -48,6 +48,12 @@ class Stages:
     self.stop = stop
     self.summaries: dict[str, Any] = {}
     self.samples: dict[str, Any] = {}
+    if not evaluator.task_names():
+      raise UserError(
+        'no task has held-out problems, so nothing can be evaluated: hold some '
+        "out (heldout='hash' or heldout_path), or add an evaluation set of "
+        'share 0 to data.tasks'
+      )
 
   def _evaluate(
     self, params, task: str, problems: int, samples: int, may_stop: bool
@@ -62,7 +68,7 @@ class Stages:
     return self.evaluator.evaluate(
       params,
       task,
-      num_problems=problems,
+      num_problems=self.evaluator.count(task, problems),
       num_samples=samples,
       progress=progress,
       pause=pause,

@@ -66,7 +66,8 @@ def _evaluate(setup, heldout, problems, samples, slots=6):
   total = problems * samples
   assert calls == [(done, total) for done in range(1, total + 1)]
   # Where a stop request is heard: as often, whatever ended when.
-  assert pauses == [min(n, total) for n in range(slots, total + slots, slots)]
+  piece = min(slots, 32)
+  assert pauses == [min(n, total) for n in range(piece, total + piece, piece)]
   return found
 
 
@@ -184,10 +185,10 @@ def test_failures_of_verifiers_are_named(heldout, caplog):
   setup.mixture.tasks['signs'].verifier = Told(said)
   evaluator = loop.Evaluator(setup, _fake(setup, heldout))
   try:
-    samples, drawn = evaluator.draw({}, 'signs', num_problems=3, num_samples=2)
+    samples, _ = evaluator.draw({}, 'signs', num_problems=3, num_samples=2)
   finally:
     setup.verifiers.close()
-  assert drawn.failures == {'timeout': 1, 'crash': 1}
+  assert samples.failures == {'timeout': 1, 'crash': 1}
   assert '1 (timeout), 1 (crash) of 6 responses' in caplog.text
   assert not samples.correct_PN[1:, 0].any()
   np.testing.assert_array_equal(samples.answers_PN[1:, 0], [-1, -1])
@@ -195,3 +196,96 @@ def test_failures_of_verifiers_are_named(heldout, caplog):
     samples.finished_PN,
     [[_kind(p, n) != 'cut' for n in range(2)] for p in range(3)],
   )
+
+
+def test_only_what_is_not_kept_is_drawn(setup, heldout):
+  """An interrupted evaluation and its second half are the whole one."""
+  numbers = dict(num_problems=5, num_samples=4)
+  whole, texts = loop.Evaluator(setup, _fake(setup, heldout)).draw(
+    'params', 'signs', **numbers
+  )
+  kept = {}
+
+  def keep(response):
+    kept[response.problem, response.number] = response
+
+  seen = []
+  with pytest.raises(loop.Interrupted):
+    loop.Evaluator(setup, _fake(setup, heldout)).draw(
+      'params',
+      'signs',
+      **numbers,
+      keep=keep,
+      progress=lambda done, total: seen.append(done),
+      # Asked to stop after the ninth response: no further one is waited for.
+      hurry=lambda: len(seen) == 9,
+      pause=lambda: _stop_at(seen, 9),
+    )
+  assert len(kept) == len(seen) == 9
+  there = dict(kept)
+  sampler = _fake(setup, heldout)
+  calls = []
+  again, rest = loop.Evaluator(setup, sampler).draw(
+    'params',
+    'signs',
+    **numbers,
+    kept=there,
+    keep=keep,
+    progress=lambda *now: calls.append(now),
+  )
+  assert calls == [(done, 20) for done in range(10, 21)]
+  assert len(kept) == 20
+  ((_, asked),) = sampler.asked
+  drawn = {
+    (request.draw - 2**30, n) for request in asked for n in request.candidates
+  }
+  assert drawn == {(p, n) for p in range(5) for n in range(4)} - set(there)
+  for name in (*FIELDS, 'thinking_PN', 'write_flops_PN', 'score_flops_PN'):
+    np.testing.assert_array_equal(
+      getattr(again, name), getattr(whole, name), err_msg=name
+    )
+  np.testing.assert_array_equal(rest.texts_PN, texts.texts_PN)
+
+
+def _stop_at(seen, number):
+  if len(seen) >= number:
+    raise loop.Interrupted('SIGINT')
+
+
+def test_tokens_and_flops_are_counted(setup, heldout):
+  found = _evaluate(setup, heldout, 4, 3)
+  model = setup.model_config
+  for p, n in np.ndindex(4, 3):
+    text = parts.written(setup, heldout[0][p], _kind(p, n))
+    head = text.split('</think>')[0] + '</think>'
+    assert found.thinking_PN[p, n] == len(setup.tokenizer.encode(head))
+    np.testing.assert_allclose(
+      found.write_flops_PN[p, n],
+      model.decode_flops(int(found.tokens_PN[p, n]), int(heldout[2][p])),
+    )
+    np.testing.assert_allclose(
+      found.score_flops_PN[p, n],
+      model.score_flops(head.count('.\n\n')),
+      err_msg=text,
+    )
+    np.testing.assert_allclose(
+      found.read_flops_P[p], model.prefill_flops(int(heldout[2][p]))
+    )
+  assert found.subjects is None and found.split == 'heldout'
+
+
+def test_the_training_split_can_be_measured(setup):
+  evaluator = loop.Evaluator(setup, None, 'train')
+  problems, _, _ = evaluator.batch('signs', 5)
+  data = setup.problems('train')
+  want, _, _ = data.batch_at(data.start(), 5)
+  assert problems == want
+  assert evaluator.limit('signs') is None
+
+
+def test_a_set_with_an_end_says_so(setup, monkeypatch):
+  evaluator = loop.Evaluator(setup, None)
+  monkeypatch.setattr(
+    setup.mixture.tasks['signs'], 'num_heldout', 30, raising=False
+  )
+  assert evaluator.limit('signs') == 30

@@ -284,6 +284,9 @@ class FakeEvaluator:
   def task_names(self):
     return ('signs',)
 
+  def count(self, task, wanted):
+    return wanted
+
   def evaluate(self, params, task, *, progress, pause, **_):
     progress(1, 2)
     pause()

@@ -1,6 +1,7 @@
 """One answer from the best of k traces, over the held-out problems."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -28,8 +29,9 @@ def test_each_answer_is_that_of_its_problem_alone(monkeypatch):
   params = init_params(setup.model_config, jax.random.key(2))
   sampler = loop.Sampler.build(setup, sampling, problems=2, samples=2)
   evaluator = loop.Evaluator(setup, sampler)
-  calls = []
-  found = loop.answer_from_traces(
+  calls, kept = [], {}
+  answer = functools.partial(
+    loop.answer_from_traces,
     evaluator,
     params,
     'signs',
@@ -37,9 +39,20 @@ def test_each_answer_is_that_of_its_problem_alone(monkeypatch):
     k=3,
     num_problems=3,
     num_draws=4,
+  )
+  found, drawn = answer(
     progress=lambda *now: calls.append(now),
+    keep=lambda a: kept.update({(a.problem, a.number): a}),
   )
   assert calls == [(done, 12) for done in range(1, 13)]
+  # What an interruption left is not drawn again, and the result is the same.
+  calls.clear()
+  some = {place: kept[place] for place in sorted(kept)[:7]}
+  again, rest = answer(progress=lambda *now: calls.append(now), kept=some)
+  assert calls == [(done, 12) for done in range(8, 13)]
+  np.testing.assert_array_equal(again.correct_PN, found.correct_PN)
+  np.testing.assert_array_equal(again.tokens_PN, found.tokens_PN)
+  np.testing.assert_array_equal(rest.texts_PN, drawn.texts_PN)
 
   @quick.jit
   def alone(params, prompt, length, draw):
@@ -67,10 +80,13 @@ def test_each_answer_is_that_of_its_problem_alone(monkeypatch):
       )
       traces = one.candidates.length_PN[0]
       answer = one.answer_length_P[0] - traces[one.best_P[0]]
-      assert found.tokens_PR[p, r] == traces.sum() + answer
-      counts.add(int(found.tokens_PR[p, r]))
+      assert found.tokens_PN[p, r] == traces.sum() + answer
+      counts.add(int(found.tokens_PN[p, r]))
       (text,) = setup.tokenizer.decode_rows(one.answer_PA, one.answer_length_P)
       right = len(text) % 3 > 0 and one.answer_finished_P[0]
-      assert found.correct_PR[p, r] == right
-  assert len(counts) > 1 and 0 < found.correct_PR.sum() < 12
-  assert found.k == 3
+      assert found.correct_PN[p, r] == right
+  assert len(counts) > 1 and 0 < found.correct_PN.sum() < 12
+  assert found.traces == 3
+  # All traces, and what the answer thinks on: never more than all tokens.
+  assert (found.thinking_PN <= found.tokens_PN).all()
+  assert (found.write_flops_PN > 0).all()
