@@ -87,7 +87,7 @@ def test_jax_and_flax_that_do_not_work_together_cannot_meet(setup_cfg, python):
 
 def test_extras(setup_cfg):
   extras = setup_cfg['options.extras_require']
-  promised = {'tpu', 'cuda', 'export', 'tfds', 'gym', 'test'}
+  promised = {'tpu', 'cuda', 'export', 'tfds', 'gym', 'math', 'test'}
   formats = {'gguf', 'sentencepiece', 'gcs'}
   assert promised | formats | {'tensorboard', 'wandb'} == set(extras)
   for text in extras.values():
