@@ -87,7 +87,8 @@ def test_jax_and_flax_that_do_not_work_together_cannot_meet(setup_cfg, python):
 
 def test_extras(setup_cfg):
   extras = setup_cfg['options.extras_require']
-  promised = {'tpu', 'cuda', 'export', 'tfds', 'gym', 'human_eval', 'test'}
+  promised = {'tpu', 'cuda', 'export', 'tfds', 'gym', 'human_eval', 'math'}
+  promised |= {'test'}
   formats = {'gguf', 'sentencepiece', 'gcs'}
   formats |= {'array_record', 'champ', 'parquet'}
   assert promised | formats | {'tensorboard', 'wandb'} == set(extras)

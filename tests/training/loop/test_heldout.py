@@ -147,10 +147,12 @@ def test_main_task_is_the_one_with_the_largest_share():
   def edit(config):
     config.data.tasks = dict(chain_sum=1.0, signs=3.0)
 
-  recipe = parts.recipe(edit)
-  fake = type('S', (), {'recipe': recipe})()
-  evaluator = loop.Evaluator(fake, None)
+  evaluator = loop.Evaluator(parts.setup(edit), None)
   assert evaluator.task_names() == ('signs', 'chain_sum')
+  # What has nothing to be evaluated on is not.
+  evaluator.setup.mixture.tasks['signs'].num_heldout = 0
+  assert evaluator.task_names() == ('chain_sum',)
+  assert evaluator.count('chain_sum', 7) == 7
 
 
 def test_responses_are_what_was_drawn_and_scored(setup, heldout):
