@@ -8,8 +8,8 @@ of these is used when says `intervals`; how well they cover, docs/evaluation.md
 - A SHARE: Wilson's limits (1927) with an effective number of problems, that
   which would give 0/1 values the observed standard error, and t for normal
   quantiles. A seventh of a problem that is always right and of one that never
-  is are added, so that a set which happens to hold none of the rare kind does not
-  look certain.
+  is are added, so that a set which happens to hold none of the rare kind does
+  not look certain.
 - A DIFFERENCE of two shares on the same problems: Student's t with a
   twenty-fifth of a problem added that one side alone gets right, and of one
   that the other side does. Most problems often show no difference at all; a
