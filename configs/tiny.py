@@ -102,6 +102,8 @@ def get_config(arg: str = ''):
       objective='grpo',
       objective_options=dict(kl_coefficient=1e-3, entropy_coefficient=1e-3),
       drop_zero_variance=False,
+      format_reward=0.0,  # for a whole answer that can be read
+      truncation_penalty=0.0,  # of a response that is cut
       overlong_buffer=0,
       mask_truncated=False,
       partial_rollouts=0,

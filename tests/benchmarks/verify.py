@@ -142,7 +142,8 @@ def main() -> None:
         found = measure(checks, workers, hanging)
         print(
           f'| {kind} | {workers} | {hanging} | {found["seconds"]:.2f} | '
-          f'{found["others"]:.2f} | {found["rate"]:.0f} | {found["right"]:.0f} | {found["failed"]} |',
+          f'{found["others"]:.2f} | {found["rate"]:.0f} | '
+          f'{found["right"]:.0f} | {found["failed"]} |',
           flush=True,
         )
 
