@@ -21,6 +21,7 @@ from ml_collections import config_flags
 from metastone_jax.checkpoints import CheckpointManager, Pretrained, is_ours
 from metastone_jax.data import tokenizer_from_files
 from metastone_jax.errors import UserError
+from metastone_jax.tasks import takes_folder
 from metastone_jax.training import loop
 from metastone_jax.training.loop.recipe_data import DataConfig
 from metastone_jax.training.loop.recipe_phase import PhaseConfig
@@ -223,7 +224,8 @@ def _tasks(data: DataConfig, root: epath.Path):
   options = {k: v for k, v in data.task_options.items() if k in names}
   for name in names:
     # Those of the recipe have their problems already.
-    if _DATA.value is not None and name not in {*data.tasks, *options}:
+    new = name not in {*data.tasks, *options}
+    if _DATA.value is not None and new and takes_folder(name, {}):
       options[name] = {'folder': _DATA.value}
   shares = {name: data.tasks.get(name, 0.0) or 1.0 for name in names}
   return shares, options

@@ -99,7 +99,7 @@ class Scoring:
         f'problem {problem.id} is of task {problem.task!r}, which is not '
         f'loaded; loaded: {", ".join(sorted(self._tasks))}'
       )
-    verifier = getattr(task, 'verifier', None)
+    verifier = task.verifier
     if verifier is None or not verifier.isolated:
       found = task.verify(problem, response)
     elif self._pool is None:
