@@ -119,6 +119,10 @@ class GymVerifier(Verifier):
   name = 'gym'
   isolated = True
 
+  def prepare(self) -> None:
+    """See `Verifier.prepare`: the package takes seconds to import."""
+    _block(self.gym_name, self.options, 0)
+
   def entry(self, place: dict[str, int]) -> dict[str, Any]:
     """The item of a problem's `data`, as the package gives it."""
     dataset = _block(self.gym_name, self.options, place['block'])
