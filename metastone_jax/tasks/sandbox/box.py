@@ -20,6 +20,7 @@ import importlib.util
 import os
 import pathlib
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -151,6 +152,7 @@ class Sandbox:
   ):
     self.limits = limits or Limits()
     self._process = None
+    self._folder = ''
     if isolation not in ISOLATION_LEVELS:
       raise errors.UserError(
         f'sandbox isolation {isolation!r} is unknown; use one of '
@@ -180,12 +182,14 @@ class Sandbox:
         start_new_session=True,
       )
     self._channel = ours
+    if isolation == 'limits':
+      # Both sides remove it: either may be killed.
+      self._folder = tempfile.mkdtemp(prefix='program-')
     request = {
       'isolation': isolation,
       'limits': dataclasses.asdict(self.limits),
       'packages': packages,
-      # Only the level `limits` makes something in it.
-      'folder': tempfile.gettempdir(),
+      'folder': self._folder,
     }
     answer = self._ask(request, _START_SECONDS)
     if 'error' in answer:
@@ -293,6 +297,8 @@ class Sandbox:
       except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+      if self._folder:
+        shutil.rmtree(self._folder, ignore_errors=True)
 
   def abandon(self) -> None:
     """In a forked process: forgets it, for it belongs to the parent."""

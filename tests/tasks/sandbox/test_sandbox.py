@@ -90,16 +90,17 @@ def test_nothing_is_left_running(level, monkeypatch):
 
 
 @pytest.mark.parametrize('how', ['owner killed', 'supervisor killed'])
-def test_a_program_ends_with_its_owner_or_supervisor(level, how):
+def test_a_program_ends_with_its_owner_or_supervisor(level, how, tmp_path):
   mark = secrets.token_hex(16)
   owner = subprocess.Popen(
     [
       sys.executable,
       '-c',
-      'import sys\n'
+      'import tempfile\n'
       'from metastone_jax.tasks import sandbox\n'
       'from metastone_jax.tasks.sandbox import box\n'
       f'box._ENVIRONMENT["MARK"] = "{mark}"\n'
+      f'tempfile.tempdir = "{tmp_path}"\n'
       f's = sandbox.Sandbox(isolation="{level}")\n'
       'print(s._process.pid, flush=True)\n'
       's.run("import time; time.sleep(100)")',
@@ -112,6 +113,7 @@ def test_a_program_ends_with_its_owner_or_supervisor(level, how):
   expected = 3 if level == 'namespaces' else 2
   deadline = time.monotonic() + 20
   while len(_processes(mark)) < expected:
+    assert bool(list(tmp_path.iterdir())) == (level == 'limits')
     assert time.monotonic() < deadline
     time.sleep(0.05)
   os.kill(owner.pid if how == 'owner killed' else supervisor, signal.SIGKILL)
@@ -121,6 +123,7 @@ def test_a_program_ends_with_its_owner_or_supervisor(level, how):
   while _processes(mark):
     assert time.monotonic() < deadline, _processes(mark)
     time.sleep(0.05)
+  assert not list(tmp_path.iterdir())
 
 
 def test_no_environment_no_packages_no_root(sandbox, level, monkeypatch):

@@ -70,7 +70,8 @@ os.wait()
 LANDLOCK = (
   PROBES
   + r"""
-folder = walls.make_folder(sys.argv[4])
+folder = sys.argv[4] + '/box'
+os.mkdir(folder)
 rules = walls.landlock(walls.visible_paths(), folder)
 if rules is not None:
   walls.drop_rights(False)

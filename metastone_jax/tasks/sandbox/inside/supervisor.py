@@ -65,7 +65,7 @@ class Level:
       walls.fill_box(self.limits['file_bytes'])
       self.path.append('/packages')
     else:
-      self._folder = walls.make_folder(request['folder'])
+      self._folder = request['folder']
       self.box = os.path.join(self._folder, 'box')
       links = os.path.join(self._folder, 'packages')
       os.mkdir(self.box)

@@ -18,7 +18,6 @@ import os
 import resource
 import struct
 import sys
-import tempfile
 
 NOBODY = 65534
 BOX = '/box'
@@ -271,11 +270,6 @@ def _allow(rules: int, path: str, rights: int) -> None:
   rule = struct.pack('<Qi', rights, place)
   _syscall(f'Landlock rule of {path}', _LANDLOCK_ADD, rules, 1, rule, 0)
   os.close(place)
-
-
-def make_folder(parent: str) -> str:
-  """The folder of this supervisor at the level `limits`."""
-  return tempfile.mkdtemp(prefix='program-', dir=parent)
 
 
 def die_with_parent() -> None:
