@@ -39,6 +39,9 @@ _UNSTABLE = frozenset(
   }
 )
 
+# Plain, or with commas between thousands; "3-4" is a difference.
+_NUMBER = re.compile(r'(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w)')
+
 
 class Gym(base.ProceduralTask):
   """The task; see the module docstring.
@@ -46,6 +49,8 @@ class Gym(base.ProceduralTask):
   Args:
     seed: of the problems.
     name: `gym:` and the name of a data set of reasoning-gym.
+    last_number: where an answer has no box, its last number counts, as usual
+      for models that were never taught to box.
     **options: of that data set, without seed and size.
 
   Raises:
@@ -53,14 +58,21 @@ class Gym(base.ProceduralTask):
       or a set whose problems differ from process to process.
   """
 
-  def __init__(self, seed: int = 0, *, name: str, **options: Any):
+  def __init__(
+    self,
+    seed: int = 0,
+    *,
+    name: str,
+    last_number: bool = False,
+    **options: Any,
+  ):
     super().__init__(seed)
     self.name = name
     self._gym_name = name.removeprefix(PREFIX)
     self._options = json.dumps(options, sort_keys=True)
     _check(name, self._gym_name, options)
     _block(self._gym_name, self._options, 0)
-    self.verifier = GymVerifier(self._gym_name, self._options)
+    self.verifier = GymVerifier(self._gym_name, self._options, last_number)
     # Only this set comes with worked solutions.
     self.demonstrates = self._gym_name == 'gsm_symbolic'
 
@@ -111,10 +123,12 @@ class GymVerifier(Verifier):
   Attributes:
     gym_name: of the data set.
     options: of the data set, as JSON.
+    last_number: see `Gym`.
   """
 
   gym_name: str
   options: str
+  last_number: bool = False
 
   name = 'gym'
   isolated = True
@@ -136,11 +150,16 @@ class GymVerifier(Verifier):
       response_text: what follows the prompt.
 
     Returns:
-      The verdict; unparsed where there is no box, or the package's verifier
+      The verdict; unparsed where there is no box (nor, with `last_number`, a
+      number), or the package's verifier
       cannot read what is in it. The answer key is the content with single
       blanks.
     """
     content = base.boxed_answer(response_text)
+    if content is None and self.last_number:
+      text = base.final_answer_text(response_text)
+      numbers = _NUMBER.findall(text or '')
+      content = numbers[-1].replace(',', '') if numbers else None
     content = None if content is None else content.strip()
     if not content:
       return base.UNPARSED

@@ -71,6 +71,29 @@ def test_what_is_no_answer():
     assert task.verify(problem, text) == base.UNPARSED
 
 
+@pytest.mark.parametrize(
+  'text, number',
+  [
+    ('So 12 + 30 = 42.', '42'),
+    ('that is -1,234, as asked', '-1234'),
+    ('10-7', '7'),
+    ('about 3.50 dollars', '3.50'),
+    ('x2 and v1.5b', None),
+    ('none', None),
+    ('7 or \\boxed{8}, not 9', '8'),
+  ],
+)
+def test_the_last_number_counts_where_asked(text, number):
+  task = registry.get_task('gym:products', last_number=True)
+  problem = task.problem(0, 'train')
+  verdict = task.verify(problem, f'5</think>{text}')
+  assert verdict.answer_key == (number or '') and verdict.parsed == bool(number)
+  right = task.verify(problem, f'5</think>It is {problem.answer}.')
+  assert right.reward == 1.0
+  plain = registry.get_task('gym:products')
+  assert not plain.verify(problem, f'</think>It is {problem.answer}.').parsed
+
+
 def test_the_verifier_travels_alone():
   task = registry.get_task('gym:countdown', seed=4, min_numbers=3)
   problem = task.problem(3, 'train')
