@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from metastone_jax.model import ReflectiveModel
-from metastone_jax.sampling.engine import candidates, programs
+from metastone_jax.sampling.engine import programs
+from metastone_jax.training.loop import draws
 from tests.benchmarks import head_cost
 from tests.benchmarks.sampler import timing, work
 
@@ -24,8 +25,8 @@ WORKS = (
 )
 
 
-def _no_score(prompt, token, *_):
-  return np.zeros(len(token), bool), 0.0
+def _no_score(row_BT, read_B, length_B, step_logit_BR, *_):
+  return np.zeros(step_logit_BR.shape, bool), np.zeros(len(length_B))
 
 
 @contextlib.contextmanager
@@ -43,7 +44,7 @@ def unscored():
   with (
     mock.patch.object(ReflectiveModel, 'step_scores', nothing),
     mock.patch.object(ReflectiveModel, 'score', no_logit),
-    mock.patch.object(candidates, 'score_of', _no_score),
+    mock.patch.object(draws, 'judge', _no_score),
   ):
     yield
   programs.jitted.cache_clear()
@@ -72,7 +73,7 @@ def run(repeats: int) -> None:
 
     def off(form=engine_off):
       # The host's part; the programs are compiled.
-      with mock.patch.object(candidates, 'score_of', _no_score):
+      with mock.patch.object(draws, 'judge', _no_score):
         return work.count(form(1))
 
     def on(form=engine_on):

@@ -10,12 +10,8 @@ import numpy as np
 from metastone_jax.model import ModelConfig, Params, init_params, preset
 from metastone_jax.parallel import Sharder
 from metastone_jax.sampling import SamplingConfig, sample
-from metastone_jax.sampling.engine import (
-  Candidate,
-  Engine,
-  EngineConfig,
-  Request,
-)
+from metastone_jax.sampling.engine import Engine, EngineConfig, Request
+from metastone_jax.training.loop.draws import stack
 
 PAD, EOS, THINK, UNTHINK = range(4)
 
@@ -155,7 +151,10 @@ Drawn = dict[tuple[int, int], tuple[np.ndarray, float]]
 def engine_form(
   work: Work, requests: Iterable[Request] | None = None, **shape
 ) -> Callable[[int], Drawn]:
-  """Through the engine: a function of the seed."""
+  """Through the engine: a function of the seed.
+
+  Marks and scores are taken of all candidates together, as a rollout does.
+  """
   requests = work.requests() if requests is None else list(requests)
   shape = EngineConfig(num_slots=work.slots, **shape)
 
@@ -170,11 +169,15 @@ def engine_form(
       sharder=Sharder(),
     )
 
-  def one(candidate: Candidate):
-    key = candidate.request.draw, candidate.number
-    return key, (candidate.token_R, candidate.score)
+  def run(seed: int) -> Drawn:
+    candidates = list(engine(seed).run(requests))
+    score_N = stack(candidates, 1, work.sampling).score_PN[0]
+    return {
+      (c.request.draw, c.number): (c.token_R, float(score))
+      for c, score in zip(candidates, score_N, strict=True)
+    }
 
-  return lambda seed: dict(map(one, engine(seed).run(requests)))
+  return run
 
 
 def program_form(work: Work) -> Callable[[int], Drawn]:
