@@ -4,7 +4,7 @@ Contract: the PROBLEM is the unit; the samples of one problem stay together,
 since they are no independent evidence about new problems. What is averaged
 decides the method, and so does the number of problems:
 
-| what                        | below 200 problems             | from 200 on |
+| what                        | below 300 problems             | from 300 on |
 | --------------------------- | ------------------------------ | ----------- |
 | a share of 0/1 values       | Wilson                         | Wilson      |
 | a share, values in [0, 1]   | Wilson, effective size         | BCa         |
@@ -33,7 +33,7 @@ from metastone_jax.errors import UserError
 from metastone_jax.evaluation import closed_form
 
 # Below this many problems no bootstrap: it covers too little there.
-SMALL = 200
+SMALL = 300
 
 SHARE, DIFFERENCE, VALUE = 'share', 'difference', 'value'
 _LIMITS = {

@@ -1,8 +1,10 @@
 """Calibration of the score against plain loops, and against the truth."""
 
 import dataclasses
+import math
 
 import numpy as np
+from scipy import special, stats
 
 from metastone_jax.evaluation import calibration as lib
 from metastone_jax.evaluation.samples import EvaluationSamples
@@ -75,6 +77,20 @@ def test_intervals_of_bins_cover_with_problems_as_units():
     held += b['right']['low'] <= 0.3 <= b['right']['high']
     total += 1
   assert 0.91 < held / total < 0.98
+
+
+def test_a_bin_of_few_problems_is_uncertain():
+  """The ratio of sums over three problems, t with two degrees of freedom."""
+  correct = np.array([[1, 1], [1, 0], [0, 0]], bool)
+  (b,) = lib.calibration(_samples(np.full((3, 2), 0.45), correct))['bins']
+  residual = np.array([2, 1, 0]) - 0.5 * 2
+  error = math.sqrt(3 / 2 * (residual**2).sum()) / 6
+  half = stats.t.ppf(0.975, 2) * error / 0.25
+  np.testing.assert_allclose(
+    [b['right']['low'], b['right']['high']],
+    special.expit([-half, half]),
+    rtol=1e-9,
+  )
 
 
 def test_a_lonely_bin_has_no_interval():

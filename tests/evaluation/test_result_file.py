@@ -1,5 +1,6 @@
 """The result file, read by a metric script written from SPEC 7 alone."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -18,7 +19,7 @@ def _write(tmp_path, samples, **options):
   for p in range(P):
     for n in range(N):
       texts[p, n] = (
-        f'思考 {p}.\n\n</think>\\boxed{{{samples.answers_PN[p, n]}}}'
+        f'思考 {p}, {n}.\n\n</think>\\boxed{{{samples.answers_PN[p, n]}}}'
       )
   return texts, write_results(
     tmp_path / 'results.jsonl',
@@ -64,6 +65,20 @@ def test_token_ids_are_an_entry_more(tmp_path):
   _, path = _write(tmp_path, samples, token_ids=ids)
   lines = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
   assert [line['output']['token_ids_lst'] for line in lines] == ids
+
+
+def test_the_answer_is_a_finished_one_where_there_is_any(tmp_path):
+  samples = synthetic.make_samples(P=4, N=5)
+  best = samples.scores_PN.argmax(axis=1)
+  finished = np.ones((4, 5), bool)
+  finished[np.arange(4), best] = False
+  finished[3] = False
+  samples = dataclasses.replace(samples, finished_PN=finished)
+  texts, path = _write(tmp_path, samples)
+  contents = [json.loads(line)['output']['content'] for line in path.open()]
+  for p in range(3):
+    assert contents[p] != texts[p, best[p]]
+  assert contents[3] == texts[3, best[3]]
 
 
 def test_its_numbers_are_those_of_the_estimators(tmp_path):

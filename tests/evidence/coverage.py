@@ -9,12 +9,13 @@ they are: the chance of a right sample is Beta(c a, c (1 - a)) with mean a, the
 accuracy. c = 1 is U-shaped (most problems nearly always or never solved, as
 measured on competition sets), c = 4 is a single hump.
 
-Prints a table in Markdown: coverage in %, and in brackets how often the truth
-lay below and above, for the method that `intervals` takes at that size and for
-the bootstrap (BCa) everywhere.
+Prints a table in Markdown: how often (%) the interval held the truth, at four
+accuracies; in brackets, below `intervals.SMALL` problems, the bootstrap (BCa).
+On stderr each line also says how often the truth lay below and above.
 """
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -268,22 +269,38 @@ def lines(sizes, runs: int, auc_runs: int) -> Iterator[tuple]:
           yield side, size, accuracy, c, ours, bootstrap
 
 
+def table(found: list[tuple]) -> str:
+  """Markdown, accuracies side by side; in brackets that of BCa below SMALL."""
+  header = ['measure', 'problems', 'c', 'method', *map(str, ACCURACIES)]
+  rows: dict[tuple, dict] = {}
+  for name, size, accuracy, c, ours, bootstrap in found:
+    row = rows.setdefault((size, c, name), {'methods': set()})
+    row['methods'] |= set(ours.methods) - {''}
+    row[accuracy] = f'{100 * ours.held:.1f}'
+    if size < intervals.SMALL:
+      row[accuracy] += f' ({100 * bootstrap.held:.1f})'
+  lines = [header, ['---'] + ['---:'] * 2 + ['---'] + ['---:'] * 4]
+  for (size, c, name), row in rows.items():
+    cells = [row.get(accuracy, '') for accuracy in ACCURACIES]
+    methods = ', '.join(sorted(row['methods']))
+    lines.append([name, str(size), str(c), methods, *cells])
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
 def main(_) -> None:
-  """Prints the table."""
-  started = time.monotonic()
-  print(
-    '| measure | problems | accuracy | c | method | coverage, % | BCa, % |\n'
-    '| --- | ---: | ---: | ---: | --- | --- | --- |'
-  )
-  for name, size, accuracy, c, ours, bootstrap in lines(
-    [int(size) for size in _SIZES.value], _RUNS.value, _AUC_RUNS.value
-  ):
-    methods = ', '.join(m for m in ours.methods if m)
+  """Prints a line as it is done, and the table at the end."""
+  started, found = time.monotonic(), []
+  sizes = [int(size) for size in _SIZES.value]
+  for line in lines(sizes, _RUNS.value, _AUC_RUNS.value):
+    found.append(line)
+    name, size, accuracy, c, ours, bootstrap = line
     print(
-      f'| {name} | {size} | {accuracy} | {c} | {methods} | {ours.text()} | '
-      f'{bootstrap.text()} |',
+      f'{name}, {size} problems, accuracy {accuracy}, c {c}: {ours.text()}, '
+      f'BCa {bootstrap.text()}',
+      file=sys.stderr,
       flush=True,
     )
+  print(table(found))
   print(f'\n{time.monotonic() - started:.0f} s')
 
 

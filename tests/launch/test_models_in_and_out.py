@@ -277,7 +277,7 @@ def test_evaluated_scores_follow_the_released_rule(folders):
     devices=1,
   )
   assert found.returncode == 0, found.stderr
-  (file,) = out.glob('*.jsonl')
+  (file,) = out.glob('*-token_ids.jsonl')
   lines = [json.loads(line) for line in file.read_text().splitlines()]
   model = transformers.AutoModelForCausalLM.from_pretrained(
     folders['export'], dtype=torch.float32
