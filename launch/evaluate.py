@@ -9,7 +9,8 @@ Pass@1, majority, score-weighted vote, SPRM best-of-k and oracle pass@k with
 95 % intervals, calibration and AUC of the score, tokens and FLOPs an answer;
 every response with its score as JSON lines in the released format; the pass
 rate of each problem. Responses are kept as they come: the same command again
-goes on, after Ctrl-C too.
+goes on, after Ctrl-C too; on more problems or samples it draws the rest alone,
+and with another verifier or deadline it judges the same responses again.
 """
 
 import dataclasses
@@ -20,8 +21,9 @@ from absl import flags
 from etils import epath
 
 from launch import cli
-from launch.evaluation_files import Files
-from launch.evaluation_model import Checkpoint, Model, draws_key, names_of
+from launch.evaluation_files import Files, plain
+from launch.evaluation_keys import Keys
+from launch.evaluation_model import Checkpoint, Model, names_of
 from launch.evaluation_plan import Plan
 from metastone_jax import evaluation
 from metastone_jax.checkpoints import Pretrained, write_json_atomic
@@ -89,8 +91,8 @@ class Job:
 
   def evaluate(
     self, model: Model, out: epath.Path
-  ) -> dict[str, EvaluationSamples]:
-    """Task, or task and k of traces -> samples; on process 0.
+  ) -> dict[tuple[str, int], EvaluationSamples]:
+    """(task, k of traces or 0) -> samples; on process 0.
 
     Args:
       model: to evaluate.
@@ -121,21 +123,21 @@ class Job:
     params = _Params(model)
     found = {}
     for task, count in model.problems.items():
+      root, step = model.checkpoint.root, model.checkpoint.step
+      keys = Keys.of(root, step, setup, task, _SPLIT.value, sampling)
       for k in plan.ks if plan.traces else (0,):
-        key = draws_key(
-          model.checkpoint, model.recipe, task, _SPLIT.value, sampling
-        )
         files = Files(
           out,
-          f'{task}{"" if _SPLIT.value == "heldout" else "-train"}'
-          f'{f"-traces{k}" if k else ""}',
-          f'{count}x{plan.samples}-step{model.checkpoint.step}'
-          f'{plan.text()}-{key}',
+          _file_name(task, k),
+          f'{count}x{plan.samples}',
+          step,
+          plan.text(),
+          keys,
           _TOKEN_IDS.value,
         )
         samples = self._task(evaluator, params, task, count, k, files)
         if samples is not None:
-          found[f'{task}, {k} traces' if k else task] = samples
+          found[task, k] = samples
           self._report(model, files, samples)
     return found
 
@@ -221,7 +223,6 @@ class Job:
       evaluation.write_pass_rates(files.pass_rates, questions, samples)
       # Last: it says that the task is done.
       samples.save(files.samples)
-      kept.discard()
     return samples
 
   def _report(self, model: Model, files: Files, samples) -> None:
@@ -246,7 +247,7 @@ class Job:
     self,
     names: list[str],
     models: list[Model],
-    found: list[Mapping[str, EvaluationSamples]],
+    found: list[Mapping[tuple[str, int], EvaluationSamples]],
     out: epath.Path,
   ) -> None:
     """Writes one report a task, of all checkpoints against the first.
@@ -254,17 +255,18 @@ class Job:
     Args:
       names: of the checkpoints.
       models: likewise.
-      found: their samples by task.
+      found: their samples, see `evaluate`.
       out: folder of the reports.
     """
     ks = (1,) if self.plan.traces else self.plan.ks
-    for task in found[0]:
+    for task, k in found[0]:
       samples = {
-        name: some[task] for name, some in zip(names, found, strict=True)
+        name: some[task, k] for name, some in zip(names, found, strict=True)
       }
+      title = f'{task}, {k} traces' if k else task
       report = evaluation.write_report(
-        out / f'compare-{task.replace(", ", "-").replace(" ", "_")}',
-        title=f'{task}: {", ".join(names)}',
+        out / f'compare-{_file_name(task, k)}{self.plan.text()}',
+        title=f'{title}: {", ".join(names)}',
         summaries={
           name: evaluation.summarise(x, ks) for name, x in samples.items()
         },
@@ -282,6 +284,12 @@ class Job:
         to_first=True,
       )
       self.progress.note(f'comparison: {report}')
+
+
+def _file_name(task: str, k: int) -> str:
+  """Of a task, the split and k of the form of traces (0: whole responses)."""
+  split = '' if _SPLIT.value == 'heldout' else f'-{_SPLIT.value}'
+  return plain(task) + split + (f'-traces{k}' if k else '')
 
 
 class _Params:

@@ -1,8 +1,11 @@
 """Where the results of launch.evaluate are."""
 
 import dataclasses
+import re
 
 from etils import epath
+
+from launch.evaluation_keys import Keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,59 +14,75 @@ class Files:
 
   Attributes:
     out: the folder.
-    task: its name, with the split and the form.
-    key: of everything the draws depend on.
+    task: its name, with the split and the form; see `plain`.
+    size: problems and samples, as '512x64'.
+    step: of the checkpoint.
+    kind: of the plan, '' or as '-effort_low'.
+    keys: of everything that draws and verdicts depend on.
     token_ids: whether responses are kept with their ids.
   """
 
   out: epath.Path
   task: str
-  key: str
+  size: str
+  step: int
+  kind: str
+  keys: Keys
   token_ids: bool
 
   @property
   def samples(self) -> epath.Path:
     """Scores and verdicts; last written."""
-    return self.out / f'{self.task}-{self.key}.npz'
+    return self.out / f'{self._judged}.npz'
 
   @property
   def results(self) -> epath.Path:
     """Responses in the released format."""
-    return self.out / f'{self.task}-{self.key}{self._ids}.jsonl'
+    return self.out / f'{self._judged}{self._ids}.jsonl'
 
   @property
   def pass_rates(self) -> epath.Path:
     """Of the problems."""
-    return self.out / f'{self.task}-{self.key}-pass_rates.jsonl'
+    return self.out / f'{self._judged}-pass_rates.jsonl'
 
   @property
   def kept(self) -> epath.Path:
-    """Responses of an evaluation that is not done, however many it wants."""
-    draws = self.key.split('x', 1)[1].split('-', 1)[1]
-    return self.out / f'{self.task}-{draws}{self._ids}-responses'
+    """Responses, for a larger evaluation and for other verdicts."""
+    return (
+      self.out
+      / f'{self.task}-step{self.step}-{self.keys.draws}{self._ids}-responses'
+    )
 
   @property
   def summary(self) -> epath.Path:
     """Its numbers."""
-    return self.out / f'{self.task}{self._kind}.json'
+    return self.out / f'{self.task}{self.kind}.json'
 
   @property
   def report(self) -> epath.Path:
     """Folder of its report."""
-    return self.out / f'report-{self.task}{self._kind}'
+    return self.out / f'report-{self.task}{self.kind}'
 
   @property
-  def _kind(self) -> str:
-    return '-released' if '-released' in self.key else ''
+  def _judged(self) -> str:
+    return (
+      f'{self.task}-{self.size}-step{self.step}{self.kind}-'
+      f'{self.keys.draws}-{self.keys.verdicts}'
+    )
 
   @property
   def _ids(self) -> str:
     return '-token_ids' if self.token_ids else ''
 
   def done(self) -> bool:
-    """Whether nothing is left to draw."""
+    """Whether nothing is left to draw or to judge."""
     return (
       self.samples.exists()
       and self.results.exists()
       and self.pass_rates.exists()
     )
+
+
+def plain(task: str) -> str:
+  """A task's name as a part of a file's: `gym:NAME` has no place in one."""
+  return re.sub(r'[^\w.+-]', '-', task)

@@ -8,7 +8,6 @@ on the same draws of the same problems.
 """
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -345,31 +344,3 @@ class Model:
       setup, recipe=recipe, evaluation_sampling=sampling
     )
     return cls(checkpoint, recipe, setup, counts, tuple(notes))
-
-
-def draws_key(
-  checkpoint: Checkpoint, recipe: loop.Recipe, task: str, split: str, sampling
-) -> str:
-  """A short name of all that the draws of a task depend on."""
-  data = recipe.data
-  run = checkpoint.root / 'config.json'
-  text = json.dumps(
-    [
-      dataclasses.asdict(sampling),
-      recipe.seed,
-      dict(recipe.model),
-      run.read_text() if run.exists() else '',
-      task,
-      data.task_options.get(task, {}),
-      data.seed,
-      data.tokenizer,
-      data.step_marks,
-      data.think_tags,
-      data.instruction,
-      data.system,
-      (split, data.num_demonstrations) if split == 'train' else split,
-    ],
-    sort_keys=True,
-    default=str,
-  )
-  return hashlib.sha256(text.encode()).hexdigest()[:8]

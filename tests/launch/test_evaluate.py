@@ -16,6 +16,7 @@ from metastone_jax.checkpoints.model_folder import write_folder
 from metastone_jax.data import Tokenizer
 from metastone_jax.evaluation import EvaluationSamples
 from metastone_jax.model import init_params, preset
+from metastone_jax.training import loop
 from tests.evaluation import metric_script
 from tests.launch import jobs
 
@@ -105,7 +106,9 @@ def test_ctrl_c_keeps_what_is_done(interrupted):
   drawn = 48 - len(left)
   assert re.search(rf'letters: {drawn} responses, .* tokens/s', second.stderr)
   assert re.search('letters: 48 responses, .* tokens/s', second.stderr)
-  assert not [*out.glob('*-responses')]
+  # They stay, for more samples and for other verdicts.
+  (kept,) = out.glob('letters-*-responses')
+  assert len(loop.KeptResponses(kept).found) == 48
 
 
 def test_a_finite_set_is_evaluated_whole(interrupted):
@@ -117,11 +120,11 @@ def test_a_finite_set_is_evaluated_whole(interrupted):
   assert samples.subjects == ['art', 'law'] * 3
   # Three quarters of 40 tokens, and the tag that is forced then.
   assert samples.thinking_PN.max() == 31
-  summary = json.loads((out / 'letters.json').read_text())
+  summary = json.loads((out / 'letters-effort_medium.json').read_text())
   assert [row['k'] for row in summary['rows']] == [1, 2, 8]
   assert [r['subject'] for r in summary['subjects']['rows']] == ['art', 'law']
   assert summary['pass_at_1']['method'] == 'Wilson'
-  page = (out / 'report-letters' / 'report.html').read_text()
+  page = (out / 'report-letters-effort_medium' / 'report.html').read_text()
   assert 'macro average' in page and 'Calibration of the score' in page
 
 
@@ -146,7 +149,7 @@ def test_the_files_hold_what_was_scored(interrupted):
 
 def test_checkpoints_are_compared_on_the_same_problems(interrupted):
   *_, second, out = interrupted
-  report = out.parent / 'compare-letters'
+  report = out.parent / 'compare-letters-effort_medium'
   assert f'comparison: {report}' in second.stderr
   first, _, _ = _results(out)
   other, _, _ = _results(out.parent / 'b')

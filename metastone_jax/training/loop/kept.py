@@ -2,9 +2,9 @@
 
 Contract: a folder of segments, JSON lines, each written whole and never again,
 so an object store will do. A response is kept before it is verified: verdicts
-are cheap beside draws, and come again. Who draws asks `found` first. Several
-processes write into one folder, which all of them can read if it is shared;
-where it is not, each goes on with its own.
+are cheap beside draws, and come again, by other rules too. Who draws asks
+`found` first. Several processes write into one folder, which all of them can
+read if it is shared; where it is not, each goes on with its own.
 """
 
 import dataclasses
@@ -100,12 +100,6 @@ class KeptResponses:
         error, path, 'the last responses are lost, those before them stand'
       ) from error
     self._fresh = []
-
-  def discard(self) -> None:
-    """Removes the folder: the results are written."""
-    self._fresh = []
-    if self._folder.exists():
-      self._folder.rmtree()
 
   def __enter__(self) -> 'KeptResponses':
     return self
