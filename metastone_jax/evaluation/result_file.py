@@ -90,6 +90,9 @@ def write_pass_rates(
 ) -> epath.Path:
   """Writes the share of right samples of each problem, whole or not at all.
 
+  Samples that the verifier had no verdict on are left out of rate and count; a
+  problem that has no other has no line, as if it had not been measured.
+
   Args:
     path: of the file.
     questions: P prompts as the user asks them.
@@ -103,14 +106,19 @@ def write_pass_rates(
       {
         'id': name,
         'question': question,
-        'pass_rate': float(correct_N.mean()),
-        'samples': len(correct_N),
+        'pass_rate': float(correct_N[judged_N].mean()),
+        'samples': int(judged_N.sum()),
       },
       ensure_ascii=False,
     )
     + '\n'
-    for name, question, correct_N in zip(
-      samples.problem_ids, questions, samples.correct_PN, strict=True
+    for name, question, correct_N, judged_N in zip(
+      samples.problem_ids,
+      questions,
+      samples.correct_PN,
+      ~samples.without_verdict_PN,
+      strict=True,
     )
+    if judged_N.any()
   ]
   return write_whole(path, ''.join(lines).encode())

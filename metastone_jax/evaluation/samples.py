@@ -36,6 +36,7 @@ _OPTIONAL = {
   'read_flops_P': (np.float64, False),
   'write_flops_PN': (np.float64, True),
   'score_flops_PN': (np.float64, True),
+  'failed_PN': (np.bool_, True),
 }
 
 
@@ -64,8 +65,13 @@ class EvaluationSamples:
     write_flops_PN: of drawing the tokens behind it.
     score_flops_PN: of the score head at their step marks.
     subjects: of each problem, where a set has them.
-    failures: how many samples a verifier failed on, by its name for the
-      reason; they count as wrong.
+    failed_PN: the verifier had no verdict (its process was killed). Such a
+      sample counts as wrong and votes for nothing, but competes like any that
+      ended: that it is unreadable is the checker's doing, and a rule must not
+      gain by it. None = there is none.
+    failures: how many of those there are, by their reason.
+    reasons: how many of the others were wrong for one that has a name, such as
+      'program/timeout'.
 
   Raises:
     UserError: a wrong shape, NaN, a score outside [0, 1], repeated ids.
@@ -86,7 +92,9 @@ class EvaluationSamples:
   write_flops_PN: np.ndarray | None = None
   score_flops_PN: np.ndarray | None = None
   subjects: list[str] | None = None
+  failed_PN: np.ndarray | None = None
   failures: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  reasons: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     shape = np.shape(self.correct_PN)
@@ -146,6 +154,10 @@ class EvaluationSamples:
       raise UserError(
         'evaluation samples: a sample is unparsed (answer -1) and correct'
       )
+    if (self.correct_PN & self.without_verdict_PN).any():
+      raise UserError(
+        'evaluation samples: a sample has no verdict (failed_PN) and is correct'
+      )
 
   @property
   def shape(self) -> tuple[int, int]:
@@ -153,11 +165,24 @@ class EvaluationSamples:
     return self.correct_PN.shape
 
   @property
+  def without_verdict_PN(self) -> np.ndarray:
+    """`failed_PN`, or all False."""
+    if self.failed_PN is None:
+      return np.zeros(self.shape, bool)
+    return self.failed_PN
+
+  @property
+  def unparsed_PN(self) -> np.ndarray:
+    """What a verifier has read and found no answer in."""
+    unread_PN = self.answers_PN == estimators.UNPARSED
+    return unread_PN & ~self.without_verdict_PN
+
+  @property
   def eligible_PN(self) -> np.ndarray:
-    """What may win before anything else: finished and parsed, or all."""
+    """What may win before anything else: finished and not unparsed, or all."""
     if self.released:
       return np.ones(self.shape, bool)
-    return self.finished_PN & (self.answers_PN != estimators.UNPARSED)
+    return self.finished_PN & ~self.unparsed_PN
 
   def save(self, path: epath.PathLike) -> epath.Path:
     """Writes one compressed .npz; the file is whole or absent, never half."""
@@ -170,6 +195,7 @@ class EvaluationSamples:
       split=np.array(self.split),
       traces=np.array(self.traces),
       failures=np.array(json.dumps(dict(self.failures))),
+      reasons=np.array(json.dumps(dict(self.reasons))),
       **{name: getattr(self, name) for name in _ARRAYS},
       **{
         name: getattr(self, name)
@@ -195,6 +221,7 @@ class EvaluationSamples:
         fields['split'] = str(data['split'])
         fields['traces'] = int(data['traces'])
         fields['failures'] = json.loads(str(data['failures']))
+        fields['reasons'] = json.loads(str(data['reasons']))
         fields |= {name: data[name] for name in _OPTIONAL if name in data}
         if 'subjects' in data:
           fields['subjects'] = data['subjects'].tolist()

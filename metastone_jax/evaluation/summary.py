@@ -21,7 +21,8 @@ Layout of a summary:
      'mean_score': {'right': float or None, 'wrong': float or None},
      'truncated_share': I, 'unparsed_share': I,
      'thinking_tokens': I or None, 'response_tokens': I,
-     'failures': {name: count}, 'subjects': see `parts`, or None}
+     'failures': {name: count}, 'reasons': {name: count},
+     'subjects': see `parts`, or None}
 
 with I = {'mean', 'low', 'high', 'method'}. Source: SPEC sections 5 and 6.
 """
@@ -85,10 +86,9 @@ def summarise(
   ]
   differences = _differences(per_k, single_P)
   columns += [(name, values, difference) for name, _, values in differences]
-  unparsed_PN = samples.answers_PN == estimators.UNPARSED
   columns += [
     ('truncated_share', 1.0 - samples.finished_PN.mean(axis=1), share),
-    ('unparsed_share', unparsed_PN.mean(axis=1), share),
+    ('unparsed_share', samples.unparsed_PN.mean(axis=1), share),
     ('response_tokens', samples.tokens_PN.mean(axis=1), intervals.VALUE),
   ]
   if samples.thinking_PN is not None:
@@ -159,6 +159,7 @@ def summarise(
       )
     },
     'failures': dict(sorted(samples.failures.items())),
+    'reasons': dict(sorted(samples.reasons.items())),
     'subjects': subjects,
   }
 
@@ -202,7 +203,8 @@ def summary_metrics(summary: Mapping, prefix: str = 'eval') -> dict[str, float]:
   `eval/weighted_vote_at_8`, `eval/pass_at_8`, `eval/auc_within`,
   `eval/auc_across`, `eval/truncated_share`, `eval/unparsed_share`,
   `eval/thinking_tokens`, `eval/response_tokens`, `eval/ece`, `eval/brier`, and
-  `eval/verify/timeout` and the like, counts of verifier failures.
+  `eval/verify/timeout` and the like, counts of verifier failures and of the
+  reasons that verdicts name (`eval/verify/program/timeout`).
   """
   stems = {
     'best_of_k': 'best_of',
@@ -225,7 +227,8 @@ def summary_metrics(summary: Mapping, prefix: str = 'eval') -> dict[str, float]:
     found[name] = summary[name] and summary[name]['mean']
   found['ece'] = summary['calibration']['ece']
   found['brier'] = summary['calibration']['brier']['mean']
-  found |= {f'verify/{name}': n for name, n in summary['failures'].items()}
+  counts = {**summary['failures'], **summary['reasons']}
+  found |= {f'verify/{name}': n for name, n in counts.items()}
   return {
     f'{prefix}/{name}': value
     for name, value in found.items()

@@ -64,8 +64,12 @@ def other_table(summary: Mapping) -> Table:
     )
   rows.append(['tokens a sample', number(summary['response_tokens'], 1)])
   rows += [
-    [f'verifier failures: {name}', f'{count:,} samples']
-    for name, count in summary['failures'].items()
+    [f'{what}: {name}', f'{count:,} samples']
+    for what, counts in (
+      ('verifier failures', summary['failures']),
+      ('judged wrong', summary['reasons']),
+    )
+    for name, count in counts.items()
   ]
   return ['measure', 'value'], rows
 

@@ -13,9 +13,11 @@ from metastone_jax.tasks.pool import VerifierPool
 from metastone_jax.tasks.registry import get_task, takes_folder, task_names
 from metastone_jax.tasks.rewards import (
   FAILURES,
+  REASONS,
   Scores,
   Scoring,
   count_failures,
+  count_reasons,
   score_responses,
 )
 
@@ -23,6 +25,7 @@ __all__ = [
   'FAILURES',
   'Mixture',
   'Problem',
+  'REASONS',
   'Scores',
   'Scoring',
   'Split',
@@ -32,6 +35,7 @@ __all__ = [
   'boxed_answer',
   'build_mixture',
   'count_failures',
+  'count_reasons',
   'get_task',
   'last_boxed',
   'score_responses',

@@ -75,14 +75,18 @@ class Verdict:
     parsed: whether a final answer could be read at all.
     answer_key: canonical form of the answer, for voting: equal answers have
       equal keys. Empty if not parsed.
-    failure: why there is no verdict on the answer, such as 'timeout' or
-      'crash'; then the reward is 0. Empty where the verifier came to an end.
+    failure: why there is NO verdict on the answer, such as 'timeout' or
+      'crash' of the verifier; then the reward is 0 and says nothing. Empty
+      where the verifier came to an end.
+    reason: what an answer that was judged did beyond being wrong, such as
+      'program/timeout'; to be counted. Empty for most.
   """
 
   reward: float
   parsed: bool
   answer_key: str
   failure: str = ''
+  reason: str = ''
 
 
 UNPARSED = Verdict(reward=0.0, parsed=False, answer_key='')

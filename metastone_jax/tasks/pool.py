@@ -306,8 +306,7 @@ class _Worker(threading.Thread):
       return _failed('crash')
     if self._checks >= self._pool.recycle_after:
       self._discard()
-    reward, parsed, key, failure = answer['verdict']
-    return base.Verdict(reward, parsed, key, failure)
+    return base.Verdict(*answer['verdict'])
 
   def _teach(self, job: _Job) -> None:
     """Has the process know a verifier.

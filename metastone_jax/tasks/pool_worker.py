@@ -67,6 +67,7 @@ def _answer(message: bytes, verifiers: list) -> dict:
         bool(verdict.parsed),
         str(verdict.answer_key),
         str(verdict.failure),
+        str(verdict.reason),
       ]
     }
   except MemoryError:

@@ -12,21 +12,17 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 
 from metastone_jax import errors
-from metastone_jax.tasks import base
+from metastone_jax.tasks import base, sandbox
 from metastone_jax.tasks.pool import VerifierPool
 
 UNPARSED_ID = -1
 
 # Names of Verdict.failure, in metrics verify/<name>; the last one is any other.
-FAILURES = (
-  'timeout',
-  'crash',
-  'memory',
-  'processes',
-  'files',
-  'network',
-  'output',
-  'other',
+FAILURES = ('timeout', 'crash', 'memory', 'other')
+# And of Verdict.reason, likewise.
+REASONS = (
+  *(f'program/{name}' for name in sandbox.FAILURES if name != 'exception'),
+  'judged/other',
 )
 
 
@@ -44,6 +40,8 @@ class Scores:
       response: the score head is not trained on it (SPEC section 6).
     failure_B: int32, why there is no verdict: place in `FAILURES`, counted
       from 1; 0 where there is one. See `count_failures`.
+    reason_B: int32, what a judged response did beyond being wrong: place in
+      `REASONS`, likewise. See `count_reasons`.
   """
 
   reward_B: np.ndarray
@@ -51,6 +49,7 @@ class Scores:
   answer_id_B: np.ndarray
   score_weight_B: np.ndarray
   failure_B: np.ndarray
+  reason_B: np.ndarray
 
 
 def count_failures(failure_B: np.ndarray) -> dict[str, int]:
@@ -59,10 +58,23 @@ def count_failures(failure_B: np.ndarray) -> dict[str, int]:
   Args:
     failure_B: of `Scores`, perhaps of several hosts.
   """
-  counts = np.bincount(np.ravel(failure_B), minlength=len(FAILURES) + 1)
+  return _count(failure_B, FAILURES)
+
+
+def count_reasons(reason_B: np.ndarray) -> dict[str, int]:
+  """How often judged responses had each reason, as `count_failures`.
+
+  Args:
+    reason_B: of `Scores`, perhaps of several hosts.
+  """
+  return _count(reason_B, REASONS)
+
+
+def _count(place_B: np.ndarray, names: Sequence[str]) -> dict[str, int]:
+  counts = np.bincount(np.ravel(place_B), minlength=len(names) + 1)
   return {
     name: int(count)
-    for name, count in zip(FAILURES, counts[1:], strict=True)
+    for name, count in zip(names, counts[1:], strict=True)
     if count
   }
 
@@ -140,7 +152,7 @@ class Scoring:
         ids = ids_of_problem.setdefault(self._found[row][0].id, {})
         answer_id_B[b] = ids.setdefault(verdict.answer_key, len(ids))
     parsed_B = np.array([verdict.parsed for verdict in verdicts], bool)
-    failure_B = np.array([_failure_id(v.failure) for v in verdicts], np.int32)
+    failure_B = _places([v.failure for v in verdicts], FAILURES)
     weight_B = parsed_B & np.asarray(finished, bool) & (failure_B == 0)
     return Scores(
       reward_B=np.array([v.reward for v in verdicts], np.float32),
@@ -148,13 +160,14 @@ class Scoring:
       answer_id_B=answer_id_B,
       score_weight_B=weight_B.astype(np.float32),
       failure_B=failure_B,
+      reason_B=_places([v.reason for v in verdicts], REASONS),
     )
 
 
-def _failure_id(name: str) -> int:
-  if not name:
-    return 0
-  return 1 + FAILURES.index(name if name in FAILURES else 'other')
+def _places(found: Sequence[str], names: Sequence[str]) -> np.ndarray:
+  """Places in `names`, counted from 1; 0 for ''. The last is any other."""
+  places = {name: i for i, name in enumerate(names, 1)} | {'': 0}
+  return np.array([places.get(x, len(names)) for x in found], np.int32)
 
 
 def score_responses(

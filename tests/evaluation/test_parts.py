@@ -19,6 +19,7 @@ def _samples():
     score_flops_PN=rng.random(s.shape),
     subjects=['law', 'physics', 'law', 'art'] * 3,
     failures={'timeout': 2},
+    reasons={'program/memory': 3},
   )
 
 
@@ -97,6 +98,8 @@ def test_failures_are_named_everywhere():
   result = summary.summarise(_samples(), (1, 8))
   assert result['failures'] == {'timeout': 2}
   assert summary.summary_metrics(result)['eval/verify/timeout'] == 2
-  assert ['verifier failures: timeout', '2 samples'] in tables.other_table(
-    result
-  )[1]
+  assert result['reasons'] == {'program/memory': 3}
+  assert summary.summary_metrics(result)['eval/verify/program/memory'] == 3
+  rows = tables.other_table(result)[1]
+  assert ['verifier failures: timeout', '2 samples'] in rows
+  assert ['judged wrong: program/memory', '3 samples'] in rows

@@ -59,6 +59,22 @@ def test_a_metric_script_reads_it(tmp_path):
   ]
 
 
+def test_pass_rates_leave_out_what_was_not_judged(tmp_path):
+  samples = synthetic.make_samples(P=4, N=8)
+  failed = ~samples.correct_PN & (np.arange(8) % 2 == 0)
+  correct = samples.correct_PN.copy()
+  correct[3], failed[3] = False, True
+  samples = dataclasses.replace(samples, correct_PN=correct, failed_PN=failed)
+  assert failed[:3].any()
+  path = write_pass_rates(tmp_path / 'r.jsonl', list('abcd'), samples)
+  rows = [json.loads(line) for line in path.open()]
+  assert [row['question'] for row in rows] == ['a', 'b', 'c']
+  for p, row in enumerate(rows):
+    judged = 8 - failed[p].sum()
+    assert row['samples'] == judged
+    assert row['pass_rate'] == correct[p].sum() / judged
+
+
 def test_token_ids_are_an_entry_more(tmp_path):
   samples = synthetic.make_samples(P=2, N=3)
   ids = [[[p, n] for n in range(3)] for p in range(2)]

@@ -182,8 +182,11 @@ def test_samples_survive_the_disk(tmp_path, samples):
     thinking_PN=samples.tokens_PN // 2,
     read_flops_P=np.arange(shape[0]) / 7,
     subjects=['a', 'b'] * (shape[0] // 2),
+    failed_PN=~samples.correct_PN & (samples.tokens_PN % 7 == 0),
     failures={'timeout': 3},
+    reasons={'program/crash': 2},
   )
+  assert samples.failed_PN.any()
   path = samples.save(tmp_path / 'deep' / 'samples.npz')
   loaded = EvaluationSamples.load(path)
   for name in ('scores', 'correct', 'answers', 'finished', 'tokens'):
@@ -194,9 +197,43 @@ def test_samples_survive_the_disk(tmp_path, samples):
   assert loaded.problem_ids == samples.problem_ids
   for name in ('traces', 'split', 'subjects', 'failures', 'write_flops_PN'):
     assert getattr(loaded, name) == getattr(samples, name)
+  assert loaded.reasons == samples.reasons
+  np.testing.assert_array_equal(loaded.failed_PN, samples.failed_PN)
   np.testing.assert_array_equal(loaded.thinking_PN, samples.thinking_PN)
   np.testing.assert_array_equal(loaded.read_flops_P, samples.read_flops_P)
   assert [p.name for p in path.parent.iterdir()] == ['samples.npz']
+
+
+def test_what_has_no_verdict_competes_as_if_it_were_wrong():
+  """A rule must not gain by a checker that lost its process."""
+  P, N = 3, 4
+  correct = np.zeros((P, N), bool)
+  correct[:, 0] = True
+  answers = np.where(correct, 0, -1)
+  scores = np.tile([0.5, 0.9, 0.1, 0.2], (P, 1))
+  failed = np.zeros((P, N), bool)
+  failed[:2, 1] = True
+  finished = np.ones((P, N), bool)
+  finished[1, 1] = False
+  samples = EvaluationSamples(
+    task='t',
+    scores_PN=scores,
+    correct_PN=correct,
+    answers_PN=answers,
+    finished_PN=finished,
+    tokens_PN=np.ones((P, N), int),
+    problem_ids=['a', 'b', 'c'],
+    failed_PN=failed,
+  )
+  # Problem a: the lost one has the highest score and wins. In b it was cut, in
+  # c it was read and holds no answer: neither competes.
+  best = summary.rule_values(samples, N)['best_of_k']
+  np.testing.assert_array_equal(best, [0, 1, 1])
+  np.testing.assert_array_equal(samples.unparsed_PN, (answers == -1) & ~failed)
+  result = summary.summarise(samples, (1, N))
+  np.testing.assert_allclose(result['unparsed_share']['mean'], 7 / 12)
+  with pytest.raises(UserError, match='no verdict'):
+    dataclasses.replace(samples, failed_PN=correct)
 
 
 def test_broken_files_are_named(tmp_path, samples):

@@ -61,6 +61,8 @@ class Hostile(Verifier):
       print('x' * 1000)
     if what == 'fail':
       return base.Verdict(0.0, True, 'x', argument)
+    if what == 'wrong_for':
+      return base.Verdict(0.0, True, 'y', reason=argument)
     key = {
       'pid': str(os.getpid()),
       'modules': ' '.join(sorted(sys.modules)),

@@ -83,7 +83,7 @@ def test_an_endless_call_is_a_timeout(task):
   program = 'def has_close_elements(*a):\n  while True: pass'
   response = f'</think>\n```python\n{program}\n```'
   verdict = task.verify(task.problem(0, 'heldout'), response)
-  assert verdict.failure == 'timeout'
+  assert verdict.reason == 'program/timeout'
 
 
 def test_helpers_of_the_prompt_need_not_be_repeated(task):

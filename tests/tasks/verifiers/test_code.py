@@ -178,7 +178,7 @@ def test_functions(verifier, program, reward):
 
 
 @pytest.mark.parametrize(
-  'name, failure',
+  'name, reason',
   [
     ('fork bomb', 'processes'),
     ('memory bomb', 'memory'),
@@ -190,13 +190,14 @@ def test_functions(verifier, program, reward):
   ],
 )
 @pytest.mark.parametrize('problem', [_problem(), _shift()], ids=['run', 'call'])
-def test_failures_have_their_name(verifier, problem, name, failure):
+def test_walls_and_limits_have_their_name(verifier, problem, name, reason):
   source, _ = attacks.ATTACKS[name]
   if 'func_name' in problem.data:
     lines = '\n'.join(f'  {line}' for line in source.split('\n'))
     source = f'def shift(values, by):\n{lines}'
   verdict = verifier.verify(problem, _answer(source))
-  assert (verdict.reward, verdict.parsed, verdict.failure) == (0, True, failure)
+  assert (verdict.reward, verdict.parsed, verdict.failure) == (0, True, '')
+  assert verdict.reason == f'program/{reason}'
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,7 @@ def test_time_of_all_tests_is_limited():
   verifier = code.Code(**OPTIONS, total_seconds=2.0)
   slow = f'import time; time.sleep(0.4)\n{DOUBLE}'
   verdict = verifier.verify(_problem(TESTS[:1] * 100), _answer(slow))
-  assert (verdict.reward, verdict.failure) == (0.0, 'timeout')
+  assert (verdict.reward, verdict.reason) == (0.0, 'program/timeout')
   assert verifier.verify(_problem(TESTS[:1]), _answer(slow)).reward == 1.0
   assert verifier.deadline_s > 2.0 + OPTIONS['wall_seconds']
 
@@ -269,7 +270,7 @@ def test_output_longer_than_the_limit_where_it_is_expected(verifier):
   program = 'print("x" * 3_000_000)'
   assert verifier.verify(_problem(tests), _answer(program)).reward == 1.0
   verdict = verifier.verify(_problem(), _answer(program))
-  assert (verdict.reward, verdict.failure) == (0.0, 'output')
+  assert (verdict.reward, verdict.reason) == (0.0, 'program/output')
 
 
 def test_sandboxes_are_kept_and_lost_ones_replaced(verifier):

@@ -295,7 +295,10 @@ def test_failures_of_verifiers_are_counted(problem_batch, drawn):
     config.verify = dict(workers=1, deadline_s=1.0)
 
   setup = parts.setup(edit)
-  said, kinds = {}, iter(['right:a', 'hang', 'exit:1', 'right:b', 'wrong:a'])
+  said, kinds = (
+    {},
+    iter(['right:a', 'hang', 'exit:1', 'right:b', 'wrong_for:program/memory']),
+  )
   for problem, group in zip(problem_batch[0], KINDS, strict=True):
     for kind in group:
       text = parts.written(setup, problem, kind)
@@ -320,6 +323,11 @@ def test_failures_of_verifiers_are_counted(problem_batch, drawn):
   for name, count in counts.items():
     assert found.metrics[f'verify/{name}'] == count
   assert found.metrics['verify/failed'] == sum(counts.values())
+  # Judged: its own limits, not the verifier's. And nothing was unparsed.
+  assert found.metrics['verify/program/memory'] == sum(
+    what.endswith('memory') for what in expected
+  )
+  assert found.metrics['rollout/unparsed'] == 0
   finished = [kind != 'cut' for group in KINDS for kind in group]
   for b, what in enumerate(expected):
     right = what.startswith('right')

@@ -182,7 +182,9 @@ def test_failures_of_verifiers_are_named(heldout, caplog):
   said = {}
   for p, n in np.ndindex(3, 2):
     text = parts.written(setup, heldout[0][p], _kind(p, n))
-    what = ('right:a', 'hang', 'exit:1')[p] if n == 0 else 'right:b'
+    what = ('right:a', 'hang', 'exit:1')[p]
+    if n:
+      what = ('right:b', 'wrong_for:program/timeout', 'right:b')[p]
     said.setdefault(setup.chat.canonical(text), what)
   setup.mixture.tasks['signs'].verifier = Told(said)
   evaluator = loop.Evaluator(setup, _fake(setup, heldout))
@@ -192,6 +194,8 @@ def test_failures_of_verifiers_are_named(heldout, caplog):
     setup.verifiers.close()
   assert samples.failures == {'timeout': 1, 'crash': 1}
   assert '1 (timeout), 1 (crash) of 6 responses' in caplog.text
+  assert samples.reasons == {'program/timeout': 1}
+  np.testing.assert_array_equal(samples.failed_PN, [[0, 0], [1, 0], [1, 0]])
   assert not samples.correct_PN[1:, 0].any()
   np.testing.assert_array_equal(samples.answers_PN[1:, 0], [-1, -1])
   np.testing.assert_array_equal(
