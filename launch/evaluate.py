@@ -45,14 +45,18 @@ _OUT = flags.DEFINE_string(
   'out', None, 'Folder of the report; default RUN/evaluate-STEP.'
 )
 _PROBLEMS = flags.DEFINE_integer(
-  'problems', 512, 'Problems a task, where it has so many.', lower_bound=1
+  'problems',
+  None,
+  'Problems a task, where it has so many; default 512, and with --split=train '
+  'all of those that have an end.',
+  lower_bound=1,
 )
 _SPLIT = flags.DEFINE_enum(
   'split',
   'heldout',
   list(SPLITS),
   "Of the problems; 'train' measures the pass rates that a filter by "
-  'difficulty reads.',
+  'difficulty reads, of all training problems.',
 )
 _SLOTS = flags.DEFINE_integer(
   'slots',

@@ -20,7 +20,7 @@ from ml_collections import config_flags
 from metastone_jax.checkpoints import CheckpointManager, Pretrained, is_ours
 from metastone_jax.data import tokenizer_from_files
 from metastone_jax.errors import UserError
-from metastone_jax.tasks import takes_folder
+from metastone_jax.tasks import takes_folder, task_names
 from metastone_jax.training import loop
 from metastone_jax.training.loop.recipe_data import DataConfig
 from metastone_jax.training.loop.recipe_phase import PhaseConfig
@@ -69,6 +69,7 @@ _LONGEST = 32768  # tokens of a response, as in the paper
 _WIDEST = 2**17  # tokens of a prompt
 # Prompts are padded to a multiple of this.
 _PROMPT_STEP = 32
+_PROBLEMS = 512
 # No response is so short.
 _TO_BE_FOUND = 1
 # What an evaluation knows of training: nothing that could fail to fit.
@@ -221,11 +222,24 @@ def _tasks(data: DataConfig, root: epath.Path):
   if len(set(names)) < len(names):
     raise UserError(f'--tasks={",".join(names)} names a task twice')
   options = {k: v for k, v in data.task_options.items() if k in names}
-  for name in names:
+  if _DATA.value is not None:
     # Those of the recipe have their problems already.
-    new = name not in {*data.tasks, *options}
-    if _DATA.value is not None and new and takes_folder(name, {}):
-      options[name] = {'folder': _DATA.value}
+    given = [n for n in names if n in data.tasks or n in options]
+    new = [n for n in names if n not in given]
+    readers = [n for n in new if takes_folder(n, {})]
+    if given and not new:
+      raise UserError(
+        f'--data={_DATA.value}: the recipe says where the problems of '
+        f'{", ".join(given)} are; change it with --config'
+      )
+    # A name that nobody knows is told of where the tasks are built.
+    known = [n for n in new if n in task_names() or ':' in n]
+    if not readers and known == new:
+      raise UserError(
+        f'--data={_DATA.value}: none of {", ".join(names)} reads files; leave '
+        '--data out'
+      )
+    options |= {name: {'folder': _DATA.value} for name in readers}
   shares = {name: data.tasks.get(name, 0.0) or 1.0 for name in names}
   return shares, options
 
@@ -257,6 +271,22 @@ def _plain_recipe(root: epath.Path) -> loop.Recipe:
   )
 
 
+def num_problems(asked: int | None, split: str, limit: int | None) -> int:
+  """How many problems of a task are evaluated.
+
+  Args:
+    asked: --problems; None: 512, or all of a finite training set, which is
+      measured for a filter by difficulty.
+    split: of the problems.
+    limit: how many there are; None = no end.
+  """
+  if limit is None:
+    return asked or _PROBLEMS
+  if asked is None and split == 'train':
+    return limit
+  return min(asked or _PROBLEMS, limit)
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
   """A checkpoint, ready to be evaluated.
@@ -280,7 +310,7 @@ class Model:
     cls,
     checkpoint: Checkpoint,
     first: loop.Recipe | None,
-    problems: int,
+    problems: int | None,
     split: str,
   ) -> 'Model':
     """Finds problems and lengths; no weights yet.
@@ -288,11 +318,12 @@ class Model:
     Args:
       checkpoint: of the model.
       first: see `recipe_of`.
-      problems: of each task, where it has so many.
+      problems: of each task, see `num_problems`.
       split: of the problems.
 
     Raises:
-      UserError: flags, tasks and model do not go together.
+      UserError: flags, tasks and model do not go together, or a task has no
+        problems in the split.
     """
     recipe = recipe_of(checkpoint, first)
     data = recipe.data
@@ -302,10 +333,17 @@ class Model:
     )
     setup = loop.Setup.build(wide, checkpoint.root, phases=False)
     evaluator = loop.Evaluator(setup, None, split)
+    names = evaluator.task_names()
+    if missing := [name for name in data.tasks if name not in names]:
+      raise UserError(
+        f'{", ".join(missing)}: no {split} problems; leave that out with '
+        '--tasks, or give another --split'
+      )
     counts, notes, longest = {}, [], 0
-    for task in evaluator.task_names():
-      counts[task] = evaluator.count(task, problems)
-      if counts[task] < problems:
+    for task in names:
+      limit = evaluator.limit(task)
+      counts[task] = num_problems(problems, split, limit)
+      if counts[task] == limit:
         notes.append(
           f'{task} has {counts[task]} problems; all of them are evaluated'
         )

@@ -51,6 +51,9 @@ def folder(tmp_path_factory):
     _model(root / name, seed)
   (root / 'questions').mkdir()
   (root / 'questions' / 'letters.txt').write_text('\n'.join(QUESTIONS))
+  (root / 'questions' / 'aime24.jsonl').write_text(
+    '{"prompt": "Find 1.", "answer": 1}\n'
+  )
   return root
 
 
@@ -199,7 +202,13 @@ BAD_CALLS = {
   '--checkpoint=A@7 --tasks=signs': 'step 7',
   '--checkpoint=A --tasks=sings': "task 'sings' is unknown",
   '--checkpoint=A --tasks=signs,signs': 'names a task twice',
-  '--checkpoint=A --tasks=signs --data=x': "has no option 'folder'",
+  '--checkpoint=A --tasks=signs --data=x': (
+    '--data=x: none of signs reads files'
+  ),
+  '--checkpoint=A --tasks=signs,aime24 --data=Q --split=train': (
+    'aime24: no train problems'
+  ),
+  '--checkpoint=A --tasks=sings --data=x': "task 'sings' is unknown",
 }
 _CALL_ALL = """
 import contextlib, io, json, sys
@@ -225,6 +234,7 @@ print(json.dumps(found))
 
 def test_bad_calls_end_with_one_line(folder):
   calls = [call.replace('A', str(folder / 'a'), 1) for call in BAD_CALLS]
+  calls = [call.replace('=Q', f'={folder / "questions"}') for call in calls]
   calls = [call.replace(',A', f',{folder / "a"}') for call in calls]
   found = subprocess.run(
     [sys.executable, '-c', _CALL_ALL, json.dumps(calls)],

@@ -1,4 +1,4 @@
-"""Names of draws and verdicts: what changes which."""
+"""Names of draws and verdicts: what changes which. And how many problems."""
 
 import dataclasses
 
@@ -7,6 +7,7 @@ from etils import epath
 
 from launch.evaluation_files import Files, plain
 from launch.evaluation_keys import Keys
+from launch.evaluation_model import num_problems
 from metastone_jax.checkpoints import write_json_atomic
 from metastone_jax.tasks import base, finite
 from metastone_jax.training.loop.recipe_verify import VerifyConfig
@@ -136,3 +137,20 @@ def test_names_of_files():
   assert some.kept.name == 'a-train-step7-d-token_ids-responses'
   judged = dataclasses.replace(some, keys=Keys('d', 'w'))
   assert judged.samples != some.samples and judged.kept == some.kept
+
+
+@pytest.mark.parametrize(
+  ('asked', 'split', 'limit', 'expected'),
+  [
+    (None, 'heldout', None, 512),
+    (None, 'heldout', 30, 30),
+    (None, 'heldout', 5000, 512),
+    (None, 'train', None, 512),
+    (None, 'train', 5000, 5000),  # pass rates of all of them
+    (8, 'train', 5000, 8),
+    (8, 'heldout', 5, 5),
+    (600, 'heldout', None, 600),
+  ],
+)
+def test_number_of_problems(asked, split, limit, expected):
+  assert num_problems(asked, split, limit) == expected
