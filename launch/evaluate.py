@@ -180,6 +180,9 @@ class Job:
         num_problems=count,
         progress=advance,
         pause=self.pause,
+        verified=lambda done, total: progress.status(
+          f'verified {done} of {total}'
+        ),
         keep_token_ids=_TOKEN_IDS.value,
         kept=there,
         keep=keep,

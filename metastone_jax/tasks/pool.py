@@ -165,11 +165,15 @@ class VerifierPool:
       try:
         return future.result(timeout=1.0)
       except concurrent.futures.TimeoutError:
-        alive = any(thread.is_alive() for thread in self._threads)
-        if not alive and not future.done():
-          raise RuntimeError('the threads of the verifier pool died') from None
+        if not future.done():
+          self.check_alive()
       except concurrent.futures.CancelledError:
         raise RuntimeError('the verifier pool was closed') from None
+
+  def check_alive(self) -> None:
+    """RuntimeError if no thread is left, so that waiting would be for ever."""
+    if not any(thread.is_alive() for thread in self._threads):
+      raise RuntimeError('the threads of the verifier pool died')
 
   def close(self) -> None:
     """Kills the processes; checks that are not done are given up."""

@@ -6,7 +6,10 @@ verifiers run in the processes of a `VerifierPool` while the caller goes on:
 give a response to `Scoring` as soon as it is written, and collect at the end.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
+import time
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
@@ -123,6 +126,32 @@ class Scoring:
       found = self._pool.submit(verifier, problem, response)
     self._found[row] = problem, found
 
+  def wait(self, seconds: float) -> int:
+    """Waits until all verdicts are there, or as long as it may.
+
+    Args:
+      seconds: at most.
+
+    Returns:
+      How many are not there.
+
+    Raises:
+      RuntimeError: nothing works on them any more.
+    """
+    end = time.monotonic() + seconds
+    left = [found for _, found in self._found.values() if _is_open(found)]
+    for future in left:
+      with contextlib.suppress(concurrent.futures.CancelledError):
+        try:
+          # Of its errors `collect` tells.
+          future.exception(timeout=max(0.0, end - time.monotonic()))
+        except concurrent.futures.TimeoutError:
+          break
+    left = [future for future in left if _is_open(future)]
+    if left:
+      self._pool.check_alive()
+    return len(left)
+
   def collect(
     self, rows: Sequence[Hashable], finished: Sequence[bool] | np.ndarray
   ) -> Scores:
@@ -162,6 +191,10 @@ class Scoring:
       failure_B=failure_B,
       reason_B=_places([v.reason for v in verdicts], REASONS),
     )
+
+
+def _is_open(found) -> bool:
+  return not isinstance(found, base.Verdict) and not found.done()
 
 
 def _places(found: Sequence[str], names: Sequence[str]) -> np.ndarray:

@@ -150,6 +150,24 @@ def test_scores_do_not_depend_on_the_order():
   assert len(set(found[0].answer_id_B[:4])) > 1
 
 
+def test_waiting_for_verdicts_has_an_end():
+  problem = base.Problem('hostile', 'h0', 'q', '', {})
+  with VerifierPool(1, deadline_s=30.0) as pool:
+    scoring = rewards.Scoring({**TASKS, 'hostile': Isolated()}, pool)
+    scoring.add('now', P0, box('+ 1 + 2 - 3'))
+    assert scoring.wait(0.0) == 0
+    for i in range(2):
+      scoring.add(i, problem, ('sleep:0.5', 'refuse:bad row')[i])
+    assert scoring.wait(0.01) == 2
+    assert scoring.wait(60.0) == 0
+    assert scoring.collect(['now'], [True]).reward_B[0] == 1
+    # What went wrong is told there, not here.
+    with pytest.raises(errors.UserError, match='bad row'):
+      scoring.collect([1], [True])
+  with pytest.raises(RuntimeError, match='threads .* died'):
+    VerifierPool(1).check_alive()
+
+
 def test_an_isolated_verifier_needs_a_pool():
   problem = base.Problem('hostile', 'h0', 'q', '', {})
   with pytest.raises(errors.UserError, match='give a VerifierPool'):

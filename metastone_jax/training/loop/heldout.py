@@ -35,6 +35,8 @@ from metastone_jax.training.loop.setup import Setup
 DRAW_OFFSET = 2**30
 # Responses between two looks at a stop request, at most.
 _PIECE = 32
+# And seconds, while verdicts are waited for.
+_POLL_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,11 +117,12 @@ class Evaluator:
     num_samples: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
     pause: Callable[[], None] = lambda: None,
+    verified: Callable[[int, int], None] = lambda done, total: None,
   ) -> EvaluationSamples:
     """As `draw`, without the responses themselves."""
-    return self._draw(params, task, num_problems, num_samples, progress, pause)[
-      0
-    ]
+    return self._draw(
+      params, task, num_problems, num_samples, progress, pause, verified
+    )[0]
 
   def draw(
     self,
@@ -130,6 +133,7 @@ class Evaluator:
     num_samples: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
     pause: Callable[[], None] = lambda: None,
+    verified: Callable[[int, int], None] = lambda done, total: None,
     keep_token_ids: bool = False,
     kept: Mapping[tuple[int, int], Kept] | None = None,
     keep: Callable[[Kept], None] = lambda response: None,
@@ -145,6 +149,7 @@ class Evaluator:
       progress: called with (responses done, responses in all) whenever one
         is done; of several processes each speaks for all of them.
       pause: called now and then, equally often by every process; it may raise.
+      verified: as `progress`, of verdicts, while they are waited for.
       keep_token_ids: also return the ids of every response.
       kept: responses by (problem, candidate) that need not be drawn.
       keep: gets every response that was drawn, soon after it ended.
@@ -165,6 +170,7 @@ class Evaluator:
       num_samples,
       progress,
       pause,
+      verified,
       keep_token_ids,
       kept or {},
       keep,
@@ -198,6 +204,7 @@ class Evaluator:
     num_samples,
     progress,
     pause,
+    verified,
     keep_token_ids=False,
     kept=(),
     keep=lambda response: None,
@@ -308,7 +315,7 @@ class Evaluator:
           keep(response)
       pause()
     seconds = time.monotonic() - started
-    judged = judge(scoring, found['finished'][:own])
+    judged = judge(scoring, found['finished'][:own], verified, pause)
     for name, array in judged.items():
       found[name][:own] = array
     found = {
@@ -340,19 +347,37 @@ _KEPT_ARRAYS = {
 }
 
 
-def judge(scoring: Scoring, finished_PN: np.ndarray) -> dict[str, np.ndarray]:
+def judge(
+  scoring: Scoring,
+  finished_PN: np.ndarray,
+  verified: Callable[[int, int], None],
+  pause: Callable[[], None],
+) -> dict[str, np.ndarray]:
   """The verdicts on responses (p, n), waited for.
 
   Args:
     scoring: has all of them.
     finished_PN: whether each ended by itself; a truncated response is wrong,
       whatever its text (SPEC 5).
+    verified: called with (verdicts there, verdicts in all), of all processes.
+    pause: called about once a second, equally often by every process; it may
+      raise, and then the verdicts are lost.
 
   Returns:
     Arrays 'correct' and 'answers', see `EvaluationSamples`, and 'failure' and
     'reason', see `Scores`.
   """
   shape = finished_PN.shape
+  while True:
+    # Of all processes, so that all of them go on together.
+    counts = distributed.gather_json(
+      [scoring.wait(_POLL_SECONDS), finished_PN.size]
+    )
+    left, total = (sum(numbers) for numbers in zip(*counts, strict=True))
+    if not left:
+      break
+    verified(total - left, total)
+    pause()
   scores = scoring.collect(list(np.ndindex(shape)), finished_PN.reshape(-1))
   return {
     'correct': (scores.reward_B.reshape(shape) > 0.5) & finished_PN,

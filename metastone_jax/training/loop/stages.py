@@ -72,6 +72,9 @@ class Stages:
       num_samples=samples,
       progress=progress,
       pause=pause,
+      verified=lambda done, total: self.progress.status(
+        f'held-out {task}: verified {done}/{total}'
+      ),
     )
 
   def small(self, params, phase: PhaseConfig, iteration: int) -> None:

@@ -43,6 +43,7 @@ def answer_from_traces(
   num_draws: int,
   progress: Callable[[int, int], None] = lambda done, total: None,
   pause: Callable[[], None] = lambda: None,
+  verified: Callable[[int, int], None] = lambda done, total: None,
   keep_token_ids: bool = False,
   kept: Mapping[tuple[int, int], Kept] | None = None,
   keep: Callable[[Kept], None] = lambda answer: None,
@@ -58,7 +59,9 @@ def answer_from_traces(
     num_problems: held-out problems, from the first.
     num_draws: answers to each.
     progress: called with (answers done, answers in all).
-    pause: called after each answer; it may raise.
+    pause: called after each answer, and now and then while verdicts are
+      waited for; it may raise.
+    verified: called meanwhile with (verdicts there, verdicts in all).
     keep_token_ids: also return the ids of every answer.
     kept: answers by (problem, number) that need not be drawn.
     keep: gets every answer that was drawn.
@@ -132,7 +135,7 @@ def answer_from_traces(
     return np.array(rows, dtype).reshape(num_problems, num_draws)
 
   finished_PR = array('finished', bool)
-  judged = judge(scoring, finished_PR)
+  judged = judge(scoring, finished_PR, verified, pause)
   model = setup.model_config
   samples = EvaluationSamples(
     task=task,

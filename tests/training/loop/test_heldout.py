@@ -8,7 +8,9 @@ import pytest
 
 from metastone_jax.errors import UserError
 from metastone_jax.model import init_params
+from metastone_jax.tasks import Scores
 from metastone_jax.training import loop
+from metastone_jax.training.loop import heldout as heldout_lib
 from tests.tasks.hostile import Told
 from tests.training.loop import parts
 
@@ -202,6 +204,46 @@ def test_failures_of_verifiers_are_named(heldout, caplog):
     samples.finished_PN,
     [[_kind(p, n) != 'cut' for n in range(2)] for p in range(3)],
   )
+
+
+class _Slow:
+  """Scoring of six responses, whose verdicts come after some looks."""
+
+  def __init__(self, *left):
+    self.left = list(left)
+
+  def wait(self, seconds):
+    assert 0 < seconds < 5
+    return self.left.pop(0)
+
+  def collect(self, rows, finished):
+    assert not self.left and rows == list(np.ndindex(2, 3))
+    zero = np.zeros(6, np.int32)
+    return Scores(np.ones(6), zero > 0, zero, zero, zero, zero + 1)
+
+
+def test_verdicts_are_waited_for_with_an_eye_on_the_user():
+  finished = np.array([[True, False, True]] * 2)
+  told, pauses = [], []
+
+  def judge(*left, stop=False):
+    def pause():
+      pauses.append(len(told))
+      if stop:
+        raise loop.Interrupted('SIGTERM')
+
+    return heldout_lib.judge(
+      _Slow(*left), finished, lambda *now: told.append(now), pause
+    )
+
+  found = judge(5, 2, 0)
+  assert told == [(1, 6), (4, 6)] and pauses == [1, 2]
+  np.testing.assert_array_equal(found['correct'], finished)
+  assert (found['reason'] == 1).all()
+  judge(0)
+  assert len(pauses) == 2
+  with pytest.raises(loop.Interrupted):
+    judge(5, 5, stop=True)
 
 
 def test_only_what_is_not_kept_is_drawn(setup, heldout):
