@@ -343,7 +343,9 @@ def main() -> None:
         progress.note(f'\n{name}, {model.checkpoint.stage}')
         if _OUT.value:
           out = out / name.strip('/').replace('/', '_')
-      found.append(job.evaluate(model, out))
+      # Its processes must not stay while the next model is evaluated.
+      with model.setup.verifiers:
+        found.append(job.evaluate(model, out))
     if len(models) > 1 and primary:
       first = models[0].checkpoint
       job.compare(
