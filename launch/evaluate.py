@@ -168,11 +168,13 @@ class Job:
 
       def keep(response: loop.Kept) -> None:
         kept.add(response)
-        fresh.append(response.tokens)
+        fresh.append(response)
+
+      hosts = evaluator.setup.hosts.count
 
       def advance(done: int, total: int) -> None:
         del total
-        drawn = sum(fresh[shown[0] :]) * evaluator.setup.hosts.count
+        drawn = sum(response.tokens for response in fresh[shown[0] :]) * hosts
         shown[0] = len(fresh)
         progress.update(done, tokens=drawn)
 
@@ -207,10 +209,11 @@ class Job:
         )
       progress.update(total)
       if fresh:
+        tokens = sum(response.tokens for response in fresh)
+        seconds = sum(response.seconds for response in fresh) * hosts
         progress.note(
-          f'{task}: {len(fresh)} responses, {format_count(sum(fresh))} tokens '
-          f'in {drawn.seconds:.1f} s, '
-          f'{format_count(sum(fresh) / drawn.seconds)} tokens/s a host'
+          f'{task}: {len(fresh)} responses, {format_count(tokens)} tokens in '
+          f'{seconds:.1f} s, {format_count(tokens / seconds)} tokens/s a host'
         )
       kept.flush()
       distributed.barrier('responses are kept')

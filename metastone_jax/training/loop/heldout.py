@@ -47,7 +47,7 @@ class Responses:
     problems: the problems.
     texts_PN: response texts as the model wrote them, without the end token.
     token_ids: their ids, P lists of N int32 arrays; None if not asked for.
-    seconds: of drawing all of them.
+    seconds: of drawing all of them, also in earlier calls.
   """
 
   problems: tuple[Problem, ...]
@@ -235,12 +235,12 @@ class Evaluator:
       'thinking': np.zeros(shape, np.int64),
       'marks': np.zeros(shape, np.int64),
       'flops': np.zeros(shape),
+      'seconds': np.zeros(shape),
       'correct': np.zeros(shape, bool),
       'answers': np.full(shape, -1, np.int32),
       'failure': np.zeros(shape, np.int32),
       'reason': np.zeros(shape, np.int32),
     }
-    started = time.monotonic()
     texts = [[''] * num_samples for _ in range(own)]
     ids = [[None] * num_samples for _ in range(own)]
     wanted = slice(first_own, first_own + own)
@@ -273,6 +273,7 @@ class Evaluator:
       missing = tuple(n for n in request.candidates if n not in set(there))
       if missing:
         left.append(dataclasses.replace(request, candidates=missing))
+    last = time.monotonic()
     drawn = self.sampler.draw(params, left)
     total = num_problems * num_samples
     done = hosts.count * (
@@ -291,6 +292,10 @@ class Evaluator:
         if hurry():
           break
       if part:
+        now = time.monotonic()
+        # The hosts draw beside each other.
+        share = (now - last) / len(part) / hosts.count
+        last = now
         rows = stack(part, 1, config)
         decoded = self.setup.tokenizer.decode_rows(
           rows.token_PNR[0], rows.length_PN[0]
@@ -309,12 +314,12 @@ class Evaluator:
             flops=model.decode_flops(
               len(token_R), len(candidate.request.prompt)
             ),
+            seconds=share,
             token_ids=token_R.tolist() if keep_token_ids else None,
           )
           place(response)
           keep(response)
       pause()
-    seconds = time.monotonic() - started
     judged = judge(scoring, found['finished'][:own], verified, pause)
     for name, array in judged.items():
       found[name][:own] = array
@@ -322,6 +327,7 @@ class Evaluator:
       name: x[:num_problems]
       for name, x in distributed.all_gather(found).items()
     }
+    seconds = float(found.pop('seconds').sum())
     samples = EvaluationSamples(
       task=task,
       problem_ids=[problem.id for problem in problems],
@@ -344,6 +350,7 @@ _KEPT_ARRAYS = {
   'thinking': 'thinking',
   'marks': 'marks',
   'flops': 'flops',
+  'seconds': 'seconds',
 }
 
 

@@ -37,6 +37,9 @@ class Kept:
     thinking: how many of them are thinking.
     marks: step marks that were scored.
     flops: of drawing them behind the prompt, the score head left out.
+    seconds: of the job that went by for it, other responses beside it counted
+      out: those of a set add up to the time it took, however often that was
+      interrupted.
     token_ids: of the response; None where nobody asks for them.
   """
 
@@ -49,6 +52,7 @@ class Kept:
   thinking: int
   marks: int
   flops: float
+  seconds: float
   token_ids: list[int] | None = None
 
 

@@ -106,7 +106,7 @@ def answer_from_traces(
 
   for answer in found.values():
     verify(answer)
-  started, total = time.monotonic(), num_problems * num_draws
+  last, total = time.monotonic(), num_problems * num_draws
   if wanted:
     devices = setup.hosts.local.num_parts('batch')
     engine = Sampler(
@@ -121,13 +121,14 @@ def answer_from_traces(
       ),
     ).engine(params)
     for answer in best_of(engine, wanted, form='trace', answer_length=length):
-      response = _kept(answer, setup, sampling, keep_token_ids)
+      now = time.monotonic()
+      response = _kept(answer, setup, sampling, now - last, keep_token_ids)
+      last = now
       found[response.problem, response.number] = response
       verify(response)
       keep(response)
       progress(len(found), total)
       pause()
-  seconds = time.monotonic() - started
   places = [(p, r) for p in range(num_problems) for r in range(num_draws)]
 
   def array(name, dtype):
@@ -166,12 +167,16 @@ def answer_from_traces(
     ]
     if keep_token_ids
     else None,
-    seconds,
+    sum(found[place].seconds for place in places),
   )
 
 
 def _kept(
-  answer: Answer, setup, sampling: SamplingConfig, keep_token_ids: bool
+  answer: Answer,
+  setup,
+  sampling: SamplingConfig,
+  seconds: float,
+  keep_token_ids: bool,
 ) -> Kept:
   number, p = divmod(answer.request.draw - DRAW_OFFSET, _DRAW_STRIDE)
   traces = answer.candidates
@@ -191,5 +196,6 @@ def _kept(
     thinking=thinking,
     marks=int(sum(c.step_mask_R.sum() for c in traces)),
     flops=answer.flops - prompt,
+    seconds=seconds,
     token_ids=answer.token_A.tolist() if keep_token_ids else None,
   )

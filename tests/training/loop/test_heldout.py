@@ -293,6 +293,11 @@ def test_only_what_is_not_kept_is_drawn(setup, heldout):
       getattr(again, name), getattr(whole, name), err_msg=name
     )
   np.testing.assert_array_equal(rest.texts_PN, texts.texts_PN)
+  # The time of both halves, not of the last one.
+  np.testing.assert_allclose(
+    rest.seconds, sum(response.seconds for response in kept.values())
+  )
+  assert rest.seconds > sum(response.seconds for response in there.values()) > 0
 
 
 def _stop_at(seen, number):

@@ -20,6 +20,7 @@ def _response(problem, number, **changes):
       'thinking': 3,
       'marks': 1,
       'flops': 1e30 / 3,
+      'seconds': 0.25,
       **changes,
     }
   )
