@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from metastone_jax.errors import UserError
-from metastone_jax.evaluation.samples import write_whole
+from metastone_jax.telemetry.files import write_bytes_atomic
 
 _QUESTION_NAMES = ('question', 'prompt')
 _SECONDS = 10.0  # between two writings of the file
@@ -159,7 +159,7 @@ class AnswersFile:
 
 def _write(path: epath.Path, text: str) -> None:
   try:
-    write_whole(path, text.encode())
+    write_bytes_atomic(path, text.encode())
   except OSError as error:
     raise UserError(
       f'{path} cannot be written ({error.strerror or error}); what it held '

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from metastone_jax.evaluation.samples import EvaluationSamples, write_whole
+from metastone_jax.evaluation.samples import EvaluationSamples
+from metastone_jax.telemetry.files import write_bytes_atomic
 
 
 def result_output(
@@ -82,7 +83,7 @@ def write_results(
       output['token_ids_lst'] = [np.asarray(i).tolist() for i in token_ids[p]]
     line = {'prompt': question, 'answer': answer, 'output': output}
     lines.append(json.dumps(line, ensure_ascii=False) + '\n')
-  return write_whole(path, ''.join(lines).encode())
+  return write_bytes_atomic(path, ''.join(lines).encode())
 
 
 def write_pass_rates(
@@ -121,4 +122,4 @@ def write_pass_rates(
     )
     if judged_N.any()
   ]
-  return write_whole(path, ''.join(lines).encode())
+  return write_bytes_atomic(path, ''.join(lines).encode())

@@ -11,8 +11,6 @@ of it: whoever keeps the file can recompute every number.
 import dataclasses
 import io
 import json
-import os
-import uuid
 import zipfile
 from collections.abc import Mapping
 
@@ -204,7 +202,7 @@ class EvaluationSamples:
       },
       **({} if self.subjects is None else {'subjects': self.subjects}),
     )
-    return write_whole(path, buffer.getvalue())
+    return files.write_bytes_atomic(path, buffer.getvalue())
 
   @classmethod
   def load(cls, path: epath.PathLike) -> 'EvaluationSamples':
@@ -231,30 +229,3 @@ class EvaluationSamples:
         'run the evaluation again'
       ) from e
     return cls(**fields)
-
-
-def write_whole(path: epath.PathLike, data: bytes) -> epath.Path:
-  """Writes bytes so that a reader sees the old file or the new, never half.
-
-  Args:
-    path: final name; its folder is made when missing.
-    data: the whole content.
-
-  Returns:
-    The path.
-  """
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  if files.is_remote(path):
-    # One object write is atomic already, and a rename there is a copy.
-    path.write_bytes(data)
-    return path
-  # Unique: two runs may write the same report at once.
-  name = f'.{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp'
-  temporary = path.parent / name
-  try:
-    temporary.write_bytes(data)
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
-  return path

@@ -13,8 +13,8 @@ from matplotlib import lines as mpl_lines
 from matplotlib import patches as mpl_patches
 from matplotlib import ticker
 
-from metastone_jax.evaluation.samples import write_whole
 from metastone_jax.evaluation.series import Run
+from metastone_jax.telemetry.files import write_bytes_atomic
 
 BLUE, VERMILION, GREEN = '#0072B2', '#D55E00', '#009E73'
 ORANGE, GREY = '#E69F00', '#6E6E6E'
@@ -161,4 +161,4 @@ def write_png(fig, path: epath.PathLike) -> epath.Path:
   """Renders the figure and writes it whole; returns the path."""
   buffer = io.BytesIO()
   fig.savefig(buffer, format='png', dpi=_DPI, facecolor='white')
-  return write_whole(path, buffer.getvalue())
+  return write_bytes_atomic(path, buffer.getvalue())

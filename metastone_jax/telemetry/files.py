@@ -5,8 +5,8 @@ Contract:
   file system the text goes to a temporary sibling and is renamed over the
   target; in an object store one object write is already atomic.
 - Nothing is ever appended and nothing but that temporary file is renamed.
-- The temporary name is fixed (`.<name>.tmp`), so a killed process leaves at
-  most one, which the next write of the same target replaces.
+- The temporary name (`.<name>....tmp`) is unique, so that two processes may
+  write the same target at once; only a process that is killed leaves one.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import errno
 import json
 import math
 import os
+import uuid
 from typing import Any
 
 import numpy as np
@@ -86,16 +87,47 @@ def whole_folder(out: epath.PathLike, nothing: str):
     raise
 
 
-def write_bytes_atomic(path: epath.PathLike, content: bytes) -> None:
-  """Writes `content` to `path` as one object; parent folders are created."""
+@contextlib.contextmanager
+def writing(path: epath.PathLike, what: str):
+  """Errors of the disk inside become `disk_error`.
+
+  Args:
+    path: what is being written.
+    what: what does not come about where that fails.
+
+  Raises:
+    UserError: likewise.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise disk_error(error, path, what) from error
+
+
+def write_bytes_atomic(path: epath.PathLike, content: bytes) -> epath.Path:
+  """Writes `content` to `path` as one object; parent folders are created.
+
+  Args:
+    path: final name.
+    content: all of it.
+
+  Returns:
+    The path.
+  """
   path = epath.Path(path)
   if is_remote(path):
+    # A rename there is a copy.
     path.write_bytes(content)
-    return
+    return path
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f'.{path.name}.tmp'
-  temporary.write_bytes(content)
-  os.replace(temporary, path)
+  name = f'.{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp'
+  temporary = path.parent / name
+  try:
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+  return path
 
 
 def write_text_atomic(path: epath.PathLike, text: str) -> None:

@@ -120,7 +120,7 @@ def test_a_disk_that_is_full_leaves_what_was_there(tmp_path, monkeypatch):
 
   with pytest.raises(UserError, match='No space left on device.*stands'):
     with AnswersFile(path, QUESTIONS, SETTINGS) as file:
-      monkeypatch.setattr('launch.answers_file.write_whole', full)
+      monkeypatch.setattr('launch.answers_file.write_bytes_atomic', full)
       file.add(0, {'prompt': 'a'})
   assert path.read_bytes() == before
 

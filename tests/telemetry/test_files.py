@@ -1,5 +1,6 @@
 """Atomic whole-object writes."""
 
+import errno
 import json
 import os
 import pathlib
@@ -7,6 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from metastone_jax.errors import UserError
 from metastone_jax.telemetry import files
 
 
@@ -25,6 +27,33 @@ def test_a_failed_write_leaves_the_old_object(tmp_path, monkeypatch):
   files.write_text_atomic(path, 'newer')
   assert path.read_text() == 'newer'
   assert [child.name for child in tmp_path.iterdir()] == ['a.txt']
+
+
+def test_two_writers_do_not_meet(tmp_path, monkeypatch):
+  """Each renames its own temporary file, whoever comes first."""
+  path, replace = tmp_path / 'a.txt', os.replace
+
+  def interrupted(source, target):
+    monkeypatch.setattr(os, 'replace', replace)
+    files.write_text_atomic(path, 'of the other')
+    assert path.read_text() == 'of the other'
+    replace(source, target)
+
+  monkeypatch.setattr(os, 'replace', interrupted)
+  assert files.write_bytes_atomic(path, b'own') == path
+  assert path.read_text() == 'own'
+  assert [child.name for child in tmp_path.iterdir()] == ['a.txt']
+
+
+def test_errors_of_a_disk_are_told(tmp_path):
+  with pytest.raises(UserError, match='the disk of .*x is full: no report'):
+    with files.writing(tmp_path / 'x', 'no report'):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+  (tmp_path / 'file').write_text('')
+  path = tmp_path / 'file' / 'in'
+  with pytest.raises(UserError, match='cannot be written .*: no report'):
+    with files.writing(path, 'no report'):
+      files.write_text_atomic(path, '')
 
 
 def test_remote_paths_are_written_as_one_object(monkeypatch):

@@ -15,8 +15,11 @@ import uuid
 from etils import epath
 
 from metastone_jax.errors import UserError
-from metastone_jax.evaluation.samples import write_whole
-from metastone_jax.telemetry.files import children, disk_error
+from metastone_jax.telemetry.files import (
+  children,
+  write_bytes_atomic,
+  writing,
+)
 
 # Seconds between two segments: at least so many, and a share of all so far,
 # so that days of drawing make hundreds of files and not tens of thousands.
@@ -97,12 +100,8 @@ class KeptResponses:
       for response in self._fresh
     ]
     path = self._folder / f'{uuid.uuid4().hex}.jsonl'
-    try:
-      write_whole(path, ''.join(lines).encode())
-    except OSError as error:
-      raise disk_error(
-        error, path, 'the last responses are lost, those before them stand'
-      ) from error
+    with writing(path, 'the last responses are lost, those before them stand'):
+      write_bytes_atomic(path, ''.join(lines).encode())
     self._fresh = []
 
   def __enter__(self) -> 'KeptResponses':
