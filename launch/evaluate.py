@@ -32,6 +32,7 @@ from metastone_jax.evaluation import EvaluationSamples
 from metastone_jax.parallel import distributed
 from metastone_jax.tasks.base import SPLITS
 from metastone_jax.telemetry import Progress, StopRequest
+from metastone_jax.telemetry.files import writing
 from metastone_jax.telemetry.progress import format_count
 from metastone_jax.training import loop
 
@@ -221,36 +222,38 @@ class Job:
         return None
       samples = dataclasses.replace(samples, released=plan.released)
       questions = [problem.question for problem in drawn.problems]
-      evaluation.write_results(
-        files.results,
-        questions=questions,
-        answers=[problem.answer for problem in drawn.problems],
-        texts_PN=drawn.texts_PN,
-        samples=samples,
-        seconds=drawn.seconds,
-        token_ids=drawn.token_ids,
-      )
-      evaluation.write_pass_rates(files.pass_rates, questions, samples)
-      # Last: it says that the task is done.
-      samples.save(files.samples)
+      with writing(files.out, 'no results; the responses are kept'):
+        evaluation.write_results(
+          files.results,
+          questions=questions,
+          answers=[problem.answer for problem in drawn.problems],
+          texts_PN=drawn.texts_PN,
+          samples=samples,
+          seconds=drawn.seconds,
+          token_ids=drawn.token_ids,
+        )
+        evaluation.write_pass_rates(files.pass_rates, questions, samples)
+        # Last: it says that the task is done.
+        samples.save(files.samples)
     return samples
 
   def _report(self, model: Model, files: Files, samples) -> None:
     ks = (1,) if self.plan.traces else self.plan.ks
     summary = evaluation.summarise(samples, ks)
     self.progress.note('\n' + evaluation.terminal_summary(summary))
-    write_json_atomic(files.summary, summary)
     stage = model.checkpoint.stage
-    report = evaluation.write_report(
-      files.report,
-      title=f'{model.recipe.name}, {stage}: {files.task}',
-      summaries={stage: summary},
-      samples=samples,
-      config_text=json.dumps(loop.config_dict(model.recipe), indent=2),
-      command=cli.command_line('launch.evaluate'),
-      versions=loop.versions(),
-      notes=model.notes,
-    )
+    with writing(files.out, 'no report; the results are kept'):
+      write_json_atomic(files.summary, summary)
+      report = evaluation.write_report(
+        files.report,
+        title=f'{model.recipe.name}, {stage}: {files.task}',
+        summaries={stage: summary},
+        samples=samples,
+        config_text=json.dumps(loop.config_dict(model.recipe), indent=2),
+        command=cli.command_line('launch.evaluate'),
+        versions=loop.versions(),
+        notes=model.notes,
+      )
     self.progress.note(f'report: {report}')
 
   def compare(
@@ -274,25 +277,27 @@ class Job:
         name: some[task, k] for name, some in zip(names, found, strict=True)
       }
       title = f'{task}, {k} traces' if k else task
-      report = evaluation.write_report(
-        out / f'compare-{_file_name(task, k)}{self.plan.text()}',
-        title=f'{title}: {", ".join(names)}',
-        summaries={
-          name: evaluation.summarise(x, ks) for name, x in samples.items()
-        },
-        samples=samples,
-        config_text=json.dumps(
-          {
-            name: loop.config_dict(model.recipe)
-            for name, model in zip(names, models, strict=True)
-          },
-          indent=2,
-        ),
-        command=cli.command_line('launch.evaluate'),
-        versions=loop.versions(),
-        notes=models[0].notes,
-        to_first=True,
-      )
+      summaries = {
+        name: evaluation.summarise(x, ks) for name, x in samples.items()
+      }
+      with writing(out, 'no comparison; the results are kept'):
+        report = evaluation.write_report(
+          out / f'compare-{_file_name(task, k)}{self.plan.text()}',
+          title=f'{title}: {", ".join(names)}',
+          summaries=summaries,
+          samples=samples,
+          config_text=json.dumps(
+            {
+              name: loop.config_dict(model.recipe)
+              for name, model in zip(names, models, strict=True)
+            },
+            indent=2,
+          ),
+          command=cli.command_line('launch.evaluate'),
+          versions=loop.versions(),
+          notes=models[0].notes,
+          to_first=True,
+        )
       self.progress.note(f'comparison: {report}')
 
 

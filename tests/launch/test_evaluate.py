@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -75,12 +76,10 @@ def _results(out):
   return EvaluationSamples.load(samples), file, rates[0]
 
 
-@pytest.fixture(scope='module')
-def interrupted(folder):
-  """Two checkpoints, stopped at 20 of 48 responses to the first, then not."""
-  flags = (
-    f'--checkpoint={folder / "a"}',
-    f'--checkpoint={folder / "b"}',
+def _flags(folder, *names, out):
+  """Of an evaluation of these checkpoints."""
+  return (
+    *(f'--checkpoint={folder / name}' for name in names),
     '--tasks=letters',
     f'--data={folder / "questions"}',
     '--effort=medium',
@@ -88,8 +87,14 @@ def interrupted(folder):
     '--max_tokens=40',
     '--slots=8',
     '--temperature=1',
-    f'--out={folder / "out"}',
+    f'--out={out}',
   )
+
+
+@pytest.fixture(scope='module')
+def interrupted(folder):
+  """Two checkpoints, stopped at 20 of 48 responses to the first, then not."""
+  flags = _flags(folder, 'a', 'b', out=folder / 'out')
   first = _run(*flags, stop_at=20)
   left = [
     line
@@ -164,6 +169,34 @@ def test_checkpoints_are_compared_on_the_same_problems(interrupted):
     differences[0]['mean'], other.correct_PN.mean() - first.correct_PN.mean()
   )
   assert 'Checkpoint by checkpoint' in (report / 'report.md').read_text()
+
+
+def test_what_is_there_is_used_again(folder, interrupted, tmp_path):
+  """Results of the same problems, responses of others' verdicts; no disk."""
+  *_, out = interrupted
+  again = tmp_path / 'again'
+  shutil.copytree(out, again)
+  flags = _flags(folder, 'a', out=again)
+  summary = again / 'letters-effort_medium.json'
+  before = summary.read_bytes()
+  summary.unlink()
+  done = _run(*flags)
+  assert done.returncode == 0, done.stderr
+  assert 'tokens/s' not in done.stderr and summary.read_bytes() == before
+  # As with another deadline: judged again, not drawn again.
+  (samples,) = again.glob('letters-*.npz')
+  key = samples.stem.rpartition('-')[2]
+  for path in again.glob(f'*-{key}*'):
+    path.unlink()
+  summary.unlink()
+  summary.mkdir()  # cannot be replaced by a file
+  found = _run(*flags)
+  assert '48 of 48 responses are there' in found.stderr
+  assert 'tokens/s a host' not in found.stderr
+  assert samples.exists()
+  assert found.returncode == 2
+  last = found.stderr.strip().splitlines()[-1]
+  assert last.startswith('error: ') and 'no report; the results' in last
 
 
 def test_traces_are_reported_like_responses(folder):
