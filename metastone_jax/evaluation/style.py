@@ -5,13 +5,14 @@ sit below the axes and phases above the figure, where they cover no curve.
 """
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 from matplotlib import lines as mpl_lines
 from matplotlib import patches as mpl_patches
-from matplotlib import ticker
+from matplotlib import textpath, ticker
 
 from metastone_jax.evaluation.series import Run
 from metastone_jax.telemetry.files import write_bytes_atomic
@@ -20,6 +21,10 @@ BLUE, VERMILION, GREEN = '#0072B2', '#D55E00', '#009E73'
 ORANGE, GREY = '#E69F00', '#6E6E6E'
 _PHASE_TINTS = ('#F3F0E6', '#E4EDF5', '#E9F3E4', '#F5E8EE')
 _DPI = 160
+_TITLE_POINTS = 10.5
+# Left of the axes, for their label and numbers.
+_AXIS_POINTS = 60.0
+_NARROWEST = 20  # characters
 
 
 def _tint(run: Run, name: str) -> str:
@@ -91,8 +96,21 @@ def legend_below(
 
 
 def title(ax, text: str) -> None:
-  """A left-aligned title."""
-  ax.set_title(text, loc='left', fontsize=10.5)
+  """A left-aligned title, in as many lines as the figure's width takes."""
+  room = 72.0 * ax.figure.get_figwidth() - _AXIS_POINTS
+  columns = int(len(text) * min(1.0, room / _points(text)))
+  while True:
+    lines = textwrap.wrap(text, max(columns, _NARROWEST))
+    if columns <= _NARROWEST or max(map(_points, lines)) <= room:
+      break
+    columns -= 1
+  ax.set_title('\n'.join(lines), loc='left', fontsize=_TITLE_POINTS)
+
+
+def _points(text: str) -> float:
+  """How wide a title is."""
+  path = textpath.TextPath((0, 0), text, size=_TITLE_POINTS, usetex=False)
+  return path.get_extents().width
 
 
 def note(ax, y: float, text: str) -> None:

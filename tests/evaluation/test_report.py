@@ -6,10 +6,11 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.backends import backend_agg
 
 from metastone_jax import evaluation
 from metastone_jax.errors import UserError
-from metastone_jax.evaluation import plots, series
+from metastone_jax.evaluation import answer_plots, plots, series, style
 from tests.evaluation import synthetic
 
 _PNG = b'\x89PNG\r\n\x1a\n'
@@ -216,3 +217,25 @@ def test_empty_metrics_are_refused(tmp_path):
     plots.plot_learning_curves([{'loss/spr': 1}], tmp_path / 'p.png')
   with pytest.raises(UserError, match='no score/mean_correct'):
     plots.plot_score_separation([{'step': 1}], tmp_path / 'p.png')
+
+
+@pytest.mark.parametrize(
+  'task', ['signs', 'LIVECODEBENCH_RELEASE_V6_HARD', 'x' * 90]
+)
+def test_titles_stay_in_the_picture(task, tmp_path, monkeypatch):
+  figures = []
+  monkeypatch.setattr(style, 'write_png', lambda fig, path: figures.append(fig))
+  samples = synthetic.make_samples(task=task)
+  summary = _summary(samples)
+  answer_plots.plot_reliability(summary, tmp_path / 'a.png')
+  answer_plots.plot_pass_rates(samples, tmp_path / 'b.png')
+  plots.plot_accuracy_against_k(summary, tmp_path / 'c.png')
+  for figure in figures:
+    canvas = backend_agg.FigureCanvasAgg(figure)
+    canvas.draw()
+    ax = figure.get_axes()[0]
+    title = ax.get_title(loc='left')
+    assert ''.join(title.split()).startswith(f'{task}:')
+    box = ax._left_title.get_window_extent(canvas.get_renderer())
+    assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+  assert len(figures) == 3
