@@ -59,6 +59,7 @@ class DatasetTask(finite.FiniteTask):
     verifier: judges responses.
     selection: which rows are taken.
     overlap_with: evaluation tasks whose problems must not be trained on.
+    folder: of a relative path of pass rates.
 
   Attributes:
     counts: rows by what became of them: 'rows' (all), 'bad', 'seen' (their
@@ -82,6 +83,7 @@ class DatasetTask(finite.FiniteTask):
     selection: Selection,
     heldout_source: Source | None = None,
     overlap_with: Sequence[base.Task] = (),
+    folder: str = '',
   ):
     selection.check(name)
     self.verifier = verifier
@@ -97,7 +99,7 @@ class DatasetTask(finite.FiniteTask):
     else:
       train, heldout = _split(rows, selection.heldout)
     train = self._without_overlap(name, train, selection, overlap_with)
-    train = self._of_wanted_difficulty(name, train, selection)
+    train = self._of_wanted_difficulty(name, train, selection, folder)
     self.counts['train'] = len(train)
     self.counts['heldout'] = len(heldout)
     logging.info('%s', self.report(name))
@@ -242,11 +244,11 @@ class DatasetTask(finite.FiniteTask):
     self.counts['overlapping'] = len(found)
     return kept
 
-  def _of_wanted_difficulty(self, name, train, selection) -> list[_Row]:
+  def _of_wanted_difficulty(self, name, train, selection, folder) -> list[_Row]:
     """Training rows whose measured pass rate is in the range."""
     if not selection.pass_rates or not train:
       return train
-    rates = PassRates(selection.pass_rates)
+    rates = PassRates(selection.pass_rates, folder)
     kept, measured = [], 0
     for row in train:
       rate = rates.of(row.problem)
@@ -401,6 +403,7 @@ def from_options(
     verifier=verifier,
     selection=Selection(**choices),
     overlap_with=overlap_with,
+    folder=place.get('folder', ''),
   )
 
 

@@ -399,6 +399,16 @@ def test_bad_pass_rates(line, message, written):
     )
 
 
+def test_pass_rates_lie_in_the_folder_of_the_rows(written, tmp_path):
+  written(sums(20))
+  written([{'id': f'sums/{i}', 'pass_rate': i / 20} for i in range(20)], 'r')
+  options = dict(heldout='none', pass_rates='r', min_pass_rate=0.5)
+  task = make('x.jsonl', folder=str(tmp_path), **options)
+  assert task.num_train == 10
+  with pytest.raises(errors.UserError, match='r does not exist'):
+    make(str(tmp_path / 'x.jsonl'), **options)
+
+
 def test_pass_rates_of_something_else(written):
   rates = written([{'id': 'other/0', 'pass_rate': 0.5}], 'rates')
   with pytest.raises(errors.UserError, match='none of its 20 training'):
