@@ -10,7 +10,15 @@ from typing import Any
 
 from metastone_jax import errors
 from metastone_jax.tasks import base, finite
-from metastone_jax.tasks.verifiers import code
+from metastone_jax.tasks.verifiers import code, registry
+
+
+def check_limit(name: str, limit: int) -> None:
+  """UserError for a task that shall have less than no problem."""
+  if limit < 0:
+    raise errors.UserError(
+      f'task {name!r}: limit={limit} must be at least 1, or 0 for all problems'
+    )
 
 
 class CodeTask(finite.FiniteTask):
@@ -42,7 +50,7 @@ class CodeTask(finite.FiniteTask):
     train: bool,
     verifier_options: Mapping[str, Any],
   ):
-    self.verifier = self.judge(**verifier_options)
+    self.verifier = registry.build(self.judge, verifier_options)
     super().__init__(name, seed, problems if train else (), problems)
 
   def problem(self, index: int, split: base.Split) -> base.Problem:

@@ -11,7 +11,6 @@ another format or order are trained on in the same order.
 import collections
 import dataclasses
 import hashlib
-import inspect
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from metastone_jax import errors
-from metastone_jax.tasks import base, finite, overlap, templates
+from metastone_jax.tasks import arguments, base, finite, overlap, templates
 from metastone_jax.tasks.fields import Fields
 from metastone_jax.tasks.pass_rates import PassRates
 from metastone_jax.tasks.selection import Selection
@@ -342,12 +341,12 @@ def from_options(
   """
   options = dict(options)
   kind = options.pop('source', None)
-  if kind not in SOURCES:
+  if not isinstance(kind, str) or kind not in SOURCES:
     raise errors.UserError(
       f'task {name!r}: source={kind!r} is unknown; use one of '
       f'{", ".join(sorted(SOURCES))}'
     )
-  of_source = list(inspect.signature(SOURCES[kind]).parameters)
+  of_source = arguments.names_of(SOURCES[kind])
   place, heldout_place, rest = {}, {}, {}
   for key, value in options.items():
     bare = key.removeprefix('heldout_')
@@ -362,6 +361,7 @@ def from_options(
     for f in dataclasses.fields(Selection)
     if f.name in rest
   }
+  arguments.check(f'task {name!r}', Selection, choices)
   if heldout_place:
     if 'heldout' in choices:
       raise errors.UserError(
@@ -390,8 +390,13 @@ def from_options(
       f'task {name!r} has no option {sorted(rest)[0]!r}; known options with '
       f'source={kind!r}: {", ".join(known)}'
     )
+  if not isinstance(verifier_options, Mapping):
+    raise errors.UserError(
+      f'task {name!r}: verifier_options={verifier_options!r} must be a '
+      'mapping, as in dict(boxed_only=True)'
+    )
   if not isinstance(verifier, Verifier):
-    verifier = get_verifier(verifier, **dict(verifier_options))
+    verifier = get_verifier(verifier, **verifier_options)
   return DatasetTask(
     name,
     seed,
@@ -408,6 +413,7 @@ def from_options(
 
 
 def _source(name: str, kind: str, options: Mapping[str, Any]) -> Source:
+  arguments.check(f'task {name!r}', SOURCES[kind], options)
   try:
     return SOURCES[kind](**options)
   except TypeError as error:

@@ -54,6 +54,7 @@ class HumanEval(code_task.CodeTask):
     train: bool = False,
     verifier_options: Mapping[str, Any] | None = None,
   ):
+    code_task.check_limit(self.name, limit)
     problems = [self._problem(row) for row in _rows()]
     super().__init__(
       self.name,

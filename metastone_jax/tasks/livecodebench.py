@@ -101,6 +101,7 @@ class LiveCodeBench(code_task.CodeTask):
       raise errors.UserError(
         f"task {self.name!r}: bad_rows={bad_rows!r} must be 'stop' or 'skip'"
       )
+    code_task.check_limit(self.name, limit)
     self._window = [
       _date(option, text)
       for option, text in (('date_from', date_from), ('date_to', date_to))

@@ -108,6 +108,7 @@ def test_what_takes_a_folder():
   assert not takes_folder('signs', {}) and not takes_folder('gym:products', {})
   assert not takes_folder('mine', {'source': 'champ'})
   assert not takes_folder('mine', {'source': 'nonsense'})
+  assert not takes_folder('mine', {'source': ['jsonl']})
 
 
 def test_folder_of_a_task_is_that_of_its_evaluation_sets(tmp_path):

@@ -100,6 +100,10 @@ class Code(base.Verifier):
     total_seconds: float = 120.0,
     packages: Sequence[str] = (),
   ):
+    if memory_mb < 1:
+      raise errors.UserError(
+        f'memory_mb={memory_mb} of verifier {self.name!r} must be at least 1'
+      )
     self._limits = sandbox.Limits(
       cpu_seconds=cpu_seconds,
       wall_seconds=wall_seconds,
