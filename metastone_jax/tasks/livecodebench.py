@@ -220,8 +220,9 @@ def _files(path: str | Sequence[str], folder: str) -> list[epath.Path]:
     return found
   if not paths:
     raise errors.UserError(
-      "task 'livecodebench' needs path, a file of LiveCodeBench such as "
-      'test6.jsonl, or folder'
+      "task 'livecodebench' needs its files, such as test6.jsonl: set "
+      'data.folder (launch.evaluate: --data) to a folder that holds some, or '
+      'data.task_options.livecodebench.path'
     )
   files = [epath.Path(folder, p).expanduser() for p in paths]
   for file in files:

@@ -149,7 +149,7 @@ def test_several_files(make, tmp_path):
   task = get_task('livecodebench', folder=str(tmp_path), path=['test2.jsonl'])
   assert task.problem(0, 'heldout').id == 'livecodebench/3001'
   for options, reason in (
-    ({}, 'needs path'),
+    ({}, 'needs its files.*data.folder.*--data.*path'),
     ({'path': 'x.jsonl'}, 'is no file'),
     ({'folder': str(tmp_path / 'no')}, 'no file test'),
     ({'path': 3}, 'path=3 must be text or a list of texts'),

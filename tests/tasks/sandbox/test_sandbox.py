@@ -387,7 +387,9 @@ def test_no_namespaces_is_an_error_and_no_fallback(tmp_path, monkeypatch):
     'echo 0 > /proc/sys/user/max_user_namespaces && '
     'exec setpriv --bounding-set=-all --inh-caps=-all {python} "$@"\' sh "$@"',
   )
-  with pytest.raises(errors.UserError, match="namespaces.*isolation='limits'"):
+  with pytest.raises(
+    errors.UserError, match="namespaces.*task_options.*isolation='limits'"
+  ):
     sandbox_lib.Sandbox(LIMITS, 'namespaces')
   # What the message advises works there.
   with sandbox_lib.Sandbox(LIMITS, 'limits') as made:
