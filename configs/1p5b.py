@@ -86,7 +86,7 @@ def get_config(arg: str = ''):
       objective_options=dict(kl_coefficient=1e-3, entropy_coefficient=1e-3),
       format_reward=0.0,  # for a whole answer that can be read
       truncation_penalty=0.0,  # of a response that is cut
-      overlong_buffer=0,  # last tokens in which the penalty grows (DAPO); 0 = off
+      overlong_buffer=0,  # last tokens in which the penalty grows; 0 = off
       score_coefficient=1.0,
       score_loss='spr',
       score_gradient_scale=1e-4,  # as released

@@ -107,7 +107,7 @@ def get_config(arg: str = ''):
       objective_options=dict(kl_coefficient=1e-3, entropy_coefficient=0.0),
       format_reward=0.0,  # for a whole answer that can be read
       truncation_penalty=0.0,  # of a response that is cut
-      overlong_buffer=0,  # last tokens in which the penalty grows (DAPO); 0 = off
+      overlong_buffer=0,  # last tokens in which the penalty grows; 0 = off
       mask_truncated=False,  # cut responses give no policy gradient
       score_coefficient=1.0,
       score_loss='bce',
