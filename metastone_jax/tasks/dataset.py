@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,13 +63,15 @@ class DatasetTask(finite.FiniteTask):
   Attributes:
     counts: rows by what became of them: 'rows' (all), 'bad', 'seen' (their
       question came before, or is held out), 'conflicting' (seen with another
-      answer), 'overlapping', 'filtered', 'train',
-      'heldout'.
+      answer), 'overlapping', 'filtered', 'long' (taken out by `without`),
+      'train', 'heldout'.
 
   Raises:
     UserError: bad rows where they are not to be skipped, an overlap likewise,
       a source that cannot be read, or nothing left.
   """
+
+  may_skip = True
 
   def __init__(
     self,
@@ -117,7 +119,25 @@ class DatasetTask(finite.FiniteTask):
     self._solutions = {
       row.problem.id: row.solution for row in (*train, *heldout)
     }
+    self._rows = {
+      row.problem.id: (row.source, row.index) for row in (*train, *heldout)
+    }
     self.demonstrates = bool(fields.solution)
+    self.bad_rows = selection.bad_rows
+
+  def where(self, problem: base.Problem) -> str:
+    """See `FiniteTask.where`."""
+    source, index = self._rows[problem.id]
+    return source.where(index)
+
+  def without(self, ids: Collection[str]) -> 'DatasetTask':
+    """See `FiniteTask.without`; they are counted."""
+    left = super().without(ids)
+    left.counts = self.counts.copy()
+    left.counts['long'] += len(self.problems()) - len(left.problems())
+    left.counts['train'] = left.num_train
+    left.counts['heldout'] = left.num_heldout
+    return left
 
   def report(self, name: str) -> str:
     """What became of the rows, in one line."""

@@ -82,6 +82,7 @@ class LiveCodeBench(code_task.CodeTask):
   """
 
   name = 'livecodebench'
+  may_skip = True
 
   def __init__(
     self,
@@ -102,6 +103,7 @@ class LiveCodeBench(code_task.CodeTask):
         f"task {self.name!r}: bad_rows={bad_rows!r} must be 'stop' or 'skip'"
       )
     code_task.check_limit(self.name, limit)
+    self.bad_rows = bad_rows
     self._window = [
       _date(option, text)
       for option, text in (('date_from', date_from), ('date_to', date_to))

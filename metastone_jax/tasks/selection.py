@@ -13,7 +13,8 @@ class Selection:
     heldout: 'hash' (one problem in eight, by its question), 'all' (an
       evaluation set, never trained on) or 'none'. With a held-out source of
       its own, 'source'.
-    bad_rows: 'stop' (an error that names them) or 'skip' (a warning).
+    bad_rows: 'stop' (an error that names them) or 'skip' (a warning); prompts
+      that are too long are bad rows too.
     duplicates: 'drop' rows whose question came before, or 'keep' them.
     overlap: 'drop' training rows that overlap with evaluation sets (see
       `overlap`), or 'stop'.
