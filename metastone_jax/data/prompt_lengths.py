@@ -16,7 +16,6 @@ from metastone_jax.tasks import base, finite
 from metastone_jax.tasks import mixture as mixture_lib
 
 _CHUNK = 4096  # prompts that are encoded together
-_SHOWN = 5  # prompts that a message names
 
 
 def without_long_prompts(
@@ -52,8 +51,7 @@ def without_long_prompts(
     text = (
       f'task {name!r}: {len(found)} of {len(problems)} prompts have more than '
       f'data.max_prompt_length={max_prompt_length} tokens: '
-      + '; '.join(f'{task.where(p)} has {n:,}' for p, n in found[:_SHOWN])
-      + ('; ...' if len(found) > _SHOWN else '')
+      + errors.some_of([f'{task.where(p)} has {n:,}' for p, n in found])
     )
     if task.bad_rows == 'stop' or len(found) == len(problems):
       raise errors.UserError(

@@ -23,11 +23,15 @@ from metastone_jax.tasks import arguments, base, finite, overlap, templates
 from metastone_jax.tasks.fields import Fields
 from metastone_jax.tasks.pass_rates import PassRates
 from metastone_jax.tasks.selection import Selection
-from metastone_jax.tasks.sources import SOURCES, RowError, Source
+from metastone_jax.tasks.sources import (
+  SOURCES,
+  RowError,
+  Source,
+  refuse_or_tell,
+)
 from metastone_jax.tasks.verifiers.base import Verifier
 from metastone_jax.tasks.verifiers.registry import get_verifier
 
-_SHOWN = 5  # bad rows and overlaps that a message names
 _LOG_SECONDS = 10.0
 
 
@@ -208,17 +212,7 @@ class DatasetTask(finite.FiniteTask):
       rows.append(_Row(source, index, problem, solution, normal))
     self.counts['rows'] += len(source)
     self.counts['bad'] += len(bad)
-    if bad:
-      text = (
-        f'task {name!r}: {len(bad)} of {len(source)} rows are bad: '
-        + '; '.join(bad[:_SHOWN])
-        + ('; ...' if len(bad) > _SHOWN else '')
-      )
-      if selection.bad_rows == 'stop' or len(bad) == len(source):
-        raise errors.UserError(
-          f"{text}. Mend them, or leave them out with bad_rows='skip'"
-        )
-      logging.warning('%s', text)
+    refuse_or_tell(name, bad, len(source), selection.bad_rows)
     for found, end in zip(with_ends, ('prefix', 'suffix'), strict=True):
       if not found:
         raise errors.UserError(
@@ -253,8 +247,8 @@ class DatasetTask(finite.FiniteTask):
       counts = ', '.join(f'{n} with {t}' for t, n in sorted(per_task.items()))
       text = (
         f'task {name!r}: {len(found)} training rows overlap with evaluation '
-        f'sets ({counts}): ' + '; '.join(found[:_SHOWN])
-      ) + ('; ...' if len(found) > _SHOWN else '')
+        f'sets ({counts}): {errors.some_of(found)}'
+      )
       if selection.overlap == 'stop':
         raise errors.UserError(
           f"{text}. Take them out, or leave them out with overlap='drop'"

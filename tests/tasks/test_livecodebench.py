@@ -232,7 +232,7 @@ def test_pickles_of_a_text_are_read(protocol):
 @pytest.mark.parametrize(
   'bad, reason',
   [
-    (b'', 'it is empty'),
+    (b'', 'is empty'),
     (b'{"a": ', 'is not JSON'),
     (b'[1]', 'is no object'),
     (b'{"question_title": "\xff"}', 'is not UTF-8'),

