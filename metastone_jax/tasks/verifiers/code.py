@@ -115,13 +115,15 @@ class Code(base.Verifier):
         f'wall_seconds={wall_seconds:g}; all tests take longer than one'
       )
     self._total_seconds = total_seconds
-    self._isolation = isolation
-    self._packages = tuple(packages)
+    # What tells one idle sandbox from another.
+    self._kind = self._limits, isolation, tuple(packages)
     self.deadline_s = total_seconds + wall_seconds + _MARGIN_SECONDS
-    self.prepare()
+    # One that does not work is known at once. It is closed again: programs run
+    # in processes of the pool, and this one may never run any.
+    sandbox.Sandbox(*self._kind).close()
 
   def prepare(self) -> None:
-    """Starts a sandbox, so that one that does not work is known at once."""
+    """Starts the sandbox of this process."""
     with self._borrowed():
       pass
 
@@ -199,12 +201,11 @@ class Code(base.Verifier):
   @contextlib.contextmanager
   def _borrowed(self) -> Iterator[sandbox.Sandbox]:
     """A sandbox for as long as it takes; starting one costs 100 programs."""
-    kind = (self._limits, self._isolation, self._packages)
-    idle = _IDLE.setdefault(kind, [])
+    idle = _IDLE.setdefault(self._kind, [])
     try:
       box = idle.pop()
     except IndexError:
-      box = sandbox.Sandbox(*kind)
+      box = sandbox.Sandbox(*self._kind)
     try:
       yield box
     finally:

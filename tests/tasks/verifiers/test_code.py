@@ -288,8 +288,26 @@ def test_output_longer_than_the_limit_where_it_is_expected(verifier):
   assert (verdict.reward, verdict.failure) == (0.0, 'output')
 
 
+def test_making_a_verifier_leaves_no_sandbox_behind(monkeypatch):
+  made = []
+
+  class Recorded(sandbox.Sandbox):
+    def __init__(self, *arguments):
+      super().__init__(*arguments)
+      made.append(self)
+
+  monkeypatch.setattr(sandbox, 'Sandbox', Recorded)
+  verifier = code.Code(**{**OPTIONS, 'memory_mb': 257})
+  assert [box.closed for box in made] == [True]
+  assert not code._IDLE.get(verifier._kind)
+  verifier.prepare()
+  assert [box.closed for box in made] == [True, False]
+  assert code._IDLE[verifier._kind] == made[1:]
+
+
 def test_sandboxes_are_kept_and_lost_ones_replaced(verifier):
-  kind = (verifier._limits, verifier._isolation, verifier._packages)
+  kind = verifier._kind
+  verifier.prepare()
   (box,) = code._IDLE[kind]
   copied = pickle.loads(pickle.dumps(verifier))
   assert copied.verify(_problem(), _answer(DOUBLE)).reward == 1.0
