@@ -456,7 +456,7 @@ def test_pass_rates_of_something_else(written):
 )
 def test_bad_options(options, message, written):
   with pytest.raises(errors.UserError, match=message) as error:
-    make(written(sums(20)), **options)
+    make(**{'path': written(sums(20)), **options})
   assert '\n' not in str(error.value)
 
 
