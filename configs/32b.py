@@ -83,6 +83,9 @@ def get_config(arg: str = ''):
       policy_coefficient=1.0,
       objective='grpo',
       objective_options=dict(kl_coefficient=1e-3, entropy_coefficient=1e-3),
+      format_reward=0.0,  # for a whole answer that can be read
+      truncation_penalty=0.0,  # of a response that is cut
+      overlong_buffer=0,  # last tokens in which the penalty grows; 0 = off
       score_coefficient=1.0,
       score_loss='spr',
       score_gradient_scale=1e-4,  # as released
@@ -105,6 +108,8 @@ def get_config(arg: str = ''):
   c.verify = dict(  # processes of the verifiers that need some, a host
     workers=0,  # 0 = one a CPU, up to 8
     deadline_s=10.0,  # of one check; then its process is killed
+    memory_gb=4.0,  # of a process, 1e9 bytes; 0 = no limit
+    recycle_after=2000,  # checks; then a process is replaced
   )
   c.checkpoint = dict(
     every=10,  # steps; ends of phases are always saved and kept

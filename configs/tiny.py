@@ -104,7 +104,7 @@ def get_config(arg: str = ''):
       drop_zero_variance=False,
       format_reward=0.0,  # for a whole answer that can be read
       truncation_penalty=0.0,  # of a response that is cut
-      overlong_buffer=0,
+      overlong_buffer=0,  # last tokens in which the penalty grows; 0 = off
       mask_truncated=False,
       partial_rollouts=0,
       score_coefficient=1.0,
@@ -153,6 +153,8 @@ def get_config(arg: str = ''):
   c.verify = dict(  # processes of the verifiers that need some, a host
     workers=0,  # 0 = one a CPU, up to 8
     deadline_s=10.0,  # of one check; then its process is killed
+    memory_gb=4.0,  # of a process, 1e9 bytes; 0 = no limit
+    recycle_after=2000,  # checks; then a process is replaced
   )
   c.checkpoint = dict(
     every=50,  # steps; ends of phases are always saved and kept

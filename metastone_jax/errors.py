@@ -1,7 +1,9 @@
 """The one exception type that means "the user can fix this"."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+_SHOWN = 5  # things of a kind that a message names
 
 
 class UserError(ValueError):
@@ -27,3 +29,13 @@ def check_fields(
       raise UserError(
         f'{where}{name} must be {rule}: got {getattr(owner, name)!r}'
       )
+
+
+def first_line(error: Exception) -> str:
+  """What an error says, for a message of one line."""
+  return str(error).strip().partition('\n')[0]
+
+
+def some_of(texts: Sequence[str]) -> str:
+  """The first few texts of a list that may be long, for a message."""
+  return '; '.join(texts[:_SHOWN]) + ('; ...' if len(texts) > _SHOWN else '')

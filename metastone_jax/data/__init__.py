@@ -9,6 +9,7 @@ from metastone_jax.data.pipeline import (
   demonstration_dataset,
   problem_dataset,
 )
+from metastone_jax.data.prompt_lengths import without_long_prompts
 from metastone_jax.data.rows import assemble_rows, pad_rows
 from metastone_jax.data.tokenizer import STEP_MARKS, Tokenizer
 
@@ -26,4 +27,5 @@ __all__ = [
   'pad_rows',
   'tokenizer_from_files',
   'problem_dataset',
+  'without_long_prompts',
 ]

@@ -299,7 +299,8 @@ def problem_dataset(
 
   Raises:
     UserError: bad seed or split here; when read, a prompt that is longer than
-      `max_prompt_length`, or no problem left beside the demonstrations.
+      `max_prompt_length` (of finite tasks see `prompt_lengths`), or no problem
+      left beside the demonstrations.
   """
   if split not in base.SPLITS:
     raise errors.UserError(

@@ -10,7 +10,15 @@ from typing import Any
 
 from metastone_jax import errors
 from metastone_jax.tasks import base, finite
-from metastone_jax.tasks.verifiers import code
+from metastone_jax.tasks.verifiers import code, registry
+
+
+def check_limit(name: str, limit: int) -> None:
+  """UserError for a task that shall have less than no problem."""
+  if limit < 0:
+    raise errors.UserError(
+      f'task {name!r}: limit={limit} must be at least 1, or 0 for all problems'
+    )
 
 
 class CodeTask(finite.FiniteTask):
@@ -23,11 +31,15 @@ class CodeTask(finite.FiniteTask):
     train: whether there is a training split.
     verifier_options: of `verifiers.code.Code`.
 
+  Attributes:
+    judge: the class of the verifier.
+
   Raises:
     UserError: see `verifiers.code.Code`.
   """
 
   demonstrates = False
+  judge: type[code.Code] = code.Code
 
   def __init__(
     self,
@@ -38,7 +50,7 @@ class CodeTask(finite.FiniteTask):
     train: bool,
     verifier_options: Mapping[str, Any],
   ):
-    self.verifier = code.Code(**verifier_options)
+    self.verifier = registry.build(self.judge, verifier_options)
     super().__init__(name, seed, problems if train else (), problems)
 
   def problem(self, index: int, split: base.Split) -> base.Problem:

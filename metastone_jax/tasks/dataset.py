@@ -11,24 +11,27 @@ another format or order are trained on in the same order.
 import collections
 import dataclasses
 import hashlib
-import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
 from metastone_jax import errors
-from metastone_jax.tasks import base, finite, overlap, templates
+from metastone_jax.tasks import arguments, base, finite, overlap, templates
 from metastone_jax.tasks.fields import Fields
 from metastone_jax.tasks.pass_rates import PassRates
 from metastone_jax.tasks.selection import Selection
-from metastone_jax.tasks.sources import SOURCES, RowError, Source
+from metastone_jax.tasks.sources import (
+  SOURCES,
+  RowError,
+  Source,
+  refuse_or_tell,
+)
 from metastone_jax.tasks.verifiers.base import Verifier
 from metastone_jax.tasks.verifiers.registry import get_verifier
 
-_SHOWN = 5  # bad rows and overlaps that a message names
 _LOG_SECONDS = 10.0
 
 
@@ -59,17 +62,20 @@ class DatasetTask(finite.FiniteTask):
     verifier: judges responses.
     selection: which rows are taken.
     overlap_with: evaluation tasks whose problems must not be trained on.
+    folder: of a relative path of pass rates.
 
   Attributes:
     counts: rows by what became of them: 'rows' (all), 'bad', 'seen' (their
       question came before, or is held out), 'conflicting' (seen with another
-      answer), 'overlapping', 'filtered', 'train',
-      'heldout'.
+      answer), 'overlapping', 'filtered', 'long' (taken out by `without`),
+      'train', 'heldout'.
 
   Raises:
     UserError: bad rows where they are not to be skipped, an overlap likewise,
       a source that cannot be read, or nothing left.
   """
+
+  may_skip = True
 
   def __init__(
     self,
@@ -82,6 +88,7 @@ class DatasetTask(finite.FiniteTask):
     selection: Selection,
     heldout_source: Source | None = None,
     overlap_with: Sequence[base.Task] = (),
+    folder: str = '',
   ):
     selection.check(name)
     self.verifier = verifier
@@ -97,7 +104,7 @@ class DatasetTask(finite.FiniteTask):
     else:
       train, heldout = _split(rows, selection.heldout)
     train = self._without_overlap(name, train, selection, overlap_with)
-    train = self._of_wanted_difficulty(name, train, selection)
+    train = self._of_wanted_difficulty(name, train, selection, folder)
     self.counts['train'] = len(train)
     self.counts['heldout'] = len(heldout)
     logging.info('%s', self.report(name))
@@ -116,7 +123,25 @@ class DatasetTask(finite.FiniteTask):
     self._solutions = {
       row.problem.id: row.solution for row in (*train, *heldout)
     }
+    self._rows = {
+      row.problem.id: (row.source, row.index) for row in (*train, *heldout)
+    }
     self.demonstrates = bool(fields.solution)
+    self.bad_rows = selection.bad_rows
+
+  def where(self, problem: base.Problem) -> str:
+    """See `FiniteTask.where`."""
+    source, index = self._rows[problem.id]
+    return source.where(index)
+
+  def without(self, ids: Collection[str]) -> 'DatasetTask':
+    """See `FiniteTask.without`; they are counted."""
+    left = super().without(ids)
+    left.counts = self.counts.copy()
+    left.counts['long'] += len(self.problems()) - len(left.problems())
+    left.counts['train'] = left.num_train
+    left.counts['heldout'] = left.num_heldout
+    return left
 
   def report(self, name: str) -> str:
     """What became of the rows, in one line."""
@@ -187,17 +212,7 @@ class DatasetTask(finite.FiniteTask):
       rows.append(_Row(source, index, problem, solution, normal))
     self.counts['rows'] += len(source)
     self.counts['bad'] += len(bad)
-    if bad:
-      text = (
-        f'task {name!r}: {len(bad)} of {len(source)} rows are bad: '
-        + '; '.join(bad[:_SHOWN])
-        + ('; ...' if len(bad) > _SHOWN else '')
-      )
-      if selection.bad_rows == 'stop' or len(bad) == len(source):
-        raise errors.UserError(
-          f"{text}. Mend them, or leave them out with bad_rows='skip'"
-        )
-      logging.warning('%s', text)
+    refuse_or_tell(name, bad, len(source), selection.bad_rows)
     for found, end in zip(with_ends, ('prefix', 'suffix'), strict=True):
       if not found:
         raise errors.UserError(
@@ -232,8 +247,8 @@ class DatasetTask(finite.FiniteTask):
       counts = ', '.join(f'{n} with {t}' for t, n in sorted(per_task.items()))
       text = (
         f'task {name!r}: {len(found)} training rows overlap with evaluation '
-        f'sets ({counts}): ' + '; '.join(found[:_SHOWN])
-      ) + ('; ...' if len(found) > _SHOWN else '')
+        f'sets ({counts}): {errors.some_of(found)}'
+      )
       if selection.overlap == 'stop':
         raise errors.UserError(
           f"{text}. Take them out, or leave them out with overlap='drop'"
@@ -242,11 +257,11 @@ class DatasetTask(finite.FiniteTask):
     self.counts['overlapping'] = len(found)
     return kept
 
-  def _of_wanted_difficulty(self, name, train, selection) -> list[_Row]:
+  def _of_wanted_difficulty(self, name, train, selection, folder) -> list[_Row]:
     """Training rows whose measured pass rate is in the range."""
     if not selection.pass_rates or not train:
       return train
-    rates = PassRates(selection.pass_rates)
+    rates = PassRates(selection.pass_rates, folder)
     kept, measured = [], 0
     for row in train:
       rate = rates.of(row.problem)
@@ -340,12 +355,12 @@ def from_options(
   """
   options = dict(options)
   kind = options.pop('source', None)
-  if kind not in SOURCES:
+  if not isinstance(kind, str) or kind not in SOURCES:
     raise errors.UserError(
       f'task {name!r}: source={kind!r} is unknown; use one of '
       f'{", ".join(sorted(SOURCES))}'
     )
-  of_source = list(inspect.signature(SOURCES[kind]).parameters)
+  of_source = arguments.names_of(SOURCES[kind])
   place, heldout_place, rest = {}, {}, {}
   for key, value in options.items():
     bare = key.removeprefix('heldout_')
@@ -360,6 +375,7 @@ def from_options(
     for f in dataclasses.fields(Selection)
     if f.name in rest
   }
+  arguments.check(f'task {name!r}', Selection, choices)
   if heldout_place:
     if 'heldout' in choices:
       raise errors.UserError(
@@ -388,8 +404,13 @@ def from_options(
       f'task {name!r} has no option {sorted(rest)[0]!r}; known options with '
       f'source={kind!r}: {", ".join(known)}'
     )
+  if not isinstance(verifier_options, Mapping):
+    raise errors.UserError(
+      f'task {name!r}: verifier_options={verifier_options!r} must be a '
+      'mapping, as in dict(boxed_only=True)'
+    )
   if not isinstance(verifier, Verifier):
-    verifier = get_verifier(verifier, **dict(verifier_options))
+    verifier = get_verifier(verifier, **verifier_options)
   return DatasetTask(
     name,
     seed,
@@ -401,10 +422,12 @@ def from_options(
     verifier=verifier,
     selection=Selection(**choices),
     overlap_with=overlap_with,
+    folder=place.get('folder', ''),
   )
 
 
 def _source(name: str, kind: str, options: Mapping[str, Any]) -> Source:
+  arguments.check(f'task {name!r}', SOURCES[kind], options)
   try:
     return SOURCES[kind](**options)
   except TypeError as error:

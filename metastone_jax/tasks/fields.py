@@ -52,16 +52,21 @@ class Fields:
       suffix: see the class.
 
     Raises:
-      UserError: not a mapping to names.
+      UserError: not a mapping to names, or a prefix that is no text.
     """
     if not isinstance(fields, Mapping):
       raise errors.UserError(
         f'task {task!r}: fields={fields!r} must be a mapping, as in '
         "dict(question='prompt', answer='answer')"
       )
+    for end, text in (('prefix', prefix), ('suffix', suffix)):
+      if not isinstance(text, str):
+        raise errors.UserError(
+          f'task {task!r}: question_{end}={text!r} must be text'
+        )
     fields = dict(fields)
     names = fields.pop('id', ())
-    names = (names,) if isinstance(names, str) else tuple(names)
+    names = tuple(names) if isinstance(names, list | tuple) else (names,)
     own = {
       name: fields.pop(name)
       for name in ('question', 'answer', 'solution')

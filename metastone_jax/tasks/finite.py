@@ -54,7 +54,14 @@ class FiniteTask(base.Task):
     seed: of the order of training.
     train: training problems, distinct ids.
     heldout: held-out problems, in the order in which they are evaluated.
+
+  Attributes:
+    bad_rows: 'stop' or 'skip': what becomes of problems of no use.
+    may_skip: whether `bad_rows` is an option of this task.
   """
+
+  bad_rows: str = 'stop'
+  may_skip: bool = False
 
   def __init__(
     self,
@@ -107,6 +114,23 @@ class FiniteTask(base.Task):
     return self._train[
       permuted(place, self.num_train, 'epoch', self.seed, stream, epoch)
     ]
+
+  def problems(self) -> list[base.Problem]:
+    """All problems, those of training first, in no order of drawing."""
+    return self._train + self._heldout
+
+  def where(self, problem: base.Problem) -> str:
+    """The name of a problem for people; of a row, its file and line."""
+    return problem.id
+
+  def without(self, ids: Collection[str]) -> 'FiniteTask':
+    """This task without the problems of these ids, of either split."""
+    left = copy.copy(self)
+    left._train = [p for p in self._train if p.id not in ids]
+    left._heldout = [p for p in self._heldout if p.id not in ids]
+    left.num_train = len(left._train)
+    left.num_heldout = len(left._heldout)
+    return left
 
   def excluding(self, keys: Collection[str]) -> 'FiniteTask':
     """This task without the training problems of these content keys."""

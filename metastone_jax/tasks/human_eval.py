@@ -17,6 +17,7 @@ from typing import Any
 
 from metastone_jax import errors
 from metastone_jax.tasks import base, code_task, templates
+from metastone_jax.tasks.verifiers import code
 
 _FILE = 'data/HumanEval.jsonl.gz'
 _FIELDS = ('task_id', 'prompt', 'entry_point', 'canonical_solution', 'test')
@@ -43,6 +44,7 @@ class HumanEval(code_task.CodeTask):
 
   name = 'human_eval'
   demonstrates = True
+  judge = code.CheckedCode
 
   def __init__(
     self,
@@ -52,6 +54,7 @@ class HumanEval(code_task.CodeTask):
     train: bool = False,
     verifier_options: Mapping[str, Any] | None = None,
   ):
+    code_task.check_limit(self.name, limit)
     problems = [self._problem(row) for row in _rows()]
     super().__init__(
       self.name,

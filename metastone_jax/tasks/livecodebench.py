@@ -14,13 +14,12 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import logging
 from etils import epath
 
 from metastone_jax import errors
 from metastone_jax.tasks import base, code_task, livecodebench_rows
-
-_SHOWN = 5  # bad rows that a message names
+from metastone_jax.tasks.sources import RowError, refuse_or_tell
+from metastone_jax.tasks.verifiers import code
 
 # The names of these modules, and they themselves, are defined in a program
 # that the benchmark runs; models count on it (`List`, `deque`, `gcd`).
@@ -59,6 +58,14 @@ _WITH_STDIN = (
 )
 
 
+class ContestCode(code.Code):
+  """Reads the tests of a problem from its row, when they are needed."""
+
+  def tests(self, problem):
+    """See `Code.tests`."""
+    return livecodebench_rows.tests_at(**problem.data['livecodebench'])
+
+
 class LiveCodeBench(code_task.CodeTask):
   """The task; see the module docstring.
 
@@ -82,6 +89,8 @@ class LiveCodeBench(code_task.CodeTask):
   """
 
   name = 'livecodebench'
+  may_skip = True
+  judge = ContestCode
 
   def __init__(
     self,
@@ -101,6 +110,8 @@ class LiveCodeBench(code_task.CodeTask):
       raise errors.UserError(
         f"task {self.name!r}: bad_rows={bad_rows!r} must be 'stop' or 'skip'"
       )
+    code_task.check_limit(self.name, limit)
+    self.bad_rows = bad_rows
     self._window = [
       _date(option, text)
       for option, text in (('date_from', date_from), ('date_to', date_to))
@@ -110,8 +121,7 @@ class LiveCodeBench(code_task.CodeTask):
     )
     problems, bad = self._read(_files(path, folder), limit)
     self.num_bad = len(bad)
-    if bad:
-      self._tell(bad, bad_rows, len(problems))
+    refuse_or_tell(self.name, bad, len(bad) + len(problems), bad_rows)
     if not problems:
       raise errors.UserError(
         f'task {self.name!r}: no problem is left between '
@@ -141,11 +151,11 @@ class LiveCodeBench(code_task.CodeTask):
           livecodebench_rows.tests_of(row)
           problem = self._problem(row, str(file), offset)
           if problem.id in problems:
-            raise livecodebench_rows.RowError(
+            raise RowError(
               f'has a question_id that came before, {row["question_id"]!r}'
             )
           problems[problem.id] = problem
-        except livecodebench_rows.RowError as error:
+        except RowError as error:
           bad.append(f'{file}:{number} {error}')
     return list(problems.values()), bad
 
@@ -155,7 +165,7 @@ class LiveCodeBench(code_task.CodeTask):
     try:
       day = datetime.datetime.fromisoformat(row['contest_date']).date()
     except ValueError as error:
-      raise livecodebench_rows.RowError(
+      raise RowError(
         f'has contest_date {row["contest_date"]!r}, which is no date'
       ) from error
     first, last = self._window
@@ -182,18 +192,6 @@ class LiveCodeBench(code_task.CodeTask):
       },
     )
 
-  def _tell(self, bad: list[str], bad_rows: str, good: int) -> None:
-    text = (
-      f'task {self.name!r}: {len(bad)} of {len(bad) + good} rows are bad: '
-      + '; '.join(bad[:_SHOWN])
-      + ('; ...' if len(bad) > _SHOWN else '')
-    )
-    if bad_rows == 'stop':
-      raise errors.UserError(
-        f"{text}. Mend them, or leave them out with bad_rows='skip'"
-      )
-    logging.warning('%s', text)
-
 
 def _date(option: str, text: str) -> datetime.date | None:
   if not text:
@@ -219,8 +217,9 @@ def _files(path: str | Sequence[str], folder: str) -> list[epath.Path]:
     return found
   if not paths:
     raise errors.UserError(
-      "task 'livecodebench' needs path, a file of LiveCodeBench such as "
-      'test6.jsonl, or folder'
+      "task 'livecodebench' needs its files, such as test6.jsonl: set "
+      'data.folder (launch.evaluate: --data) to a folder that holds some, or '
+      'data.task_options.livecodebench.path'
     )
   files = [epath.Path(folder, p).expanduser() for p in paths]
   for file in files:

@@ -22,6 +22,8 @@ from typing import Any
 
 from etils import epath
 
+from metastone_jax.tasks.sources import RowError
+from metastone_jax.tasks.sources.jsonl import read_json
 from metastone_jax.tasks.verifiers import code_tests
 
 _TEXTS = (
@@ -47,10 +49,6 @@ _IDLE_OPCODES = frozenset(
 )
 
 
-class RowError(ValueError):
-  """One row is of no use; says why."""
-
-
 def lines_of(path: epath.Path) -> Iterator[tuple[int, int, bytes]]:
   """(number from 1, offset in bytes, content) of the lines of a file."""
   with path.open('rb') as file:
@@ -66,13 +64,7 @@ def parse_row(line: bytes) -> dict[str, Any]:
   Raises:
     RowError: it is no row of LiveCodeBench.
   """
-  try:
-    row = json.loads(line.decode())
-  except UnicodeDecodeError as error:
-    raise RowError(f'is not UTF-8 (byte {error.start + 1})') from error
-  except (ValueError, RecursionError) as error:
-    reason = 'it is empty' if not line.strip() else str(error)
-    raise RowError(f'is not JSON ({reason})') from error
+  row = read_json(line)
   if not isinstance(row, dict):
     raise RowError('is no object of named fields')
   for name in _TEXTS:

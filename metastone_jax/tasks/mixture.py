@@ -92,6 +92,10 @@ class Mixture:
       return None
     return Mixture(able, {name: self._weights[name] for name in able})
 
+  def replacing(self, tasks: Mapping[str, base.Task]) -> 'Mixture':
+    """This mixture with other tasks for some of its names."""
+    return Mixture({**self.tasks, **tasks}, self._weights)
+
   def problem(self, index: int, split: base.Split) -> base.Problem:
     """The problem of global draw `index`; pure in its arguments."""
     task, task_index = self.locate(index)

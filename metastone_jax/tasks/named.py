@@ -82,8 +82,9 @@ def named_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
   if not options.get('path'):
     if not options.get('folder'):
       raise errors.UserError(
-        f'task {name!r} needs its file, {found.layout}: set data.folder to a '
-        f'folder that holds {found.file}, or data.task_options.{name}.path'
+        f'task {name!r} needs its file, {found.layout}: set data.folder '
+        f'(launch.evaluate: --data) to a folder that holds {found.file}, or '
+        f'data.task_options.{name}.path'
       )
     merged['path'] = found.file
   return merged

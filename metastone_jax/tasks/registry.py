@@ -5,12 +5,12 @@ Besides the names of the table: any name with an option `source` is a data set
 reasoning-gym (`gym`).
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metastone_jax import errors
 from metastone_jax.tasks import (
+  arguments,
   base,
   chain_sum,
   dataset,
@@ -42,10 +42,12 @@ def takes_folder(name: str, options: Mapping[str, Any]) -> bool:
     options: of the config.
   """
   if 'source' not in options and name not in named.NAMED_SETS:
-    return name in _TASKS and 'folder' in _options_of(_TASKS[name])
+    return name in _TASKS and 'folder' in arguments.names_of(_TASKS[name])
   own = named.NAMED_SETS[name].options if name in named.NAMED_SETS else {}
-  source = dataset.SOURCES.get({**own, **options}['source'])
-  return source is not None and 'folder' in _options_of(source)
+  kind = {**own, **options}['source']
+  # What is no name at all is refused where the task is made.
+  source = dataset.SOURCES.get(kind) if isinstance(kind, str) else None
+  return source is not None and 'folder' in arguments.names_of(source)
 
 
 def get_task(name: str, **options: Any) -> base.Task:
@@ -61,11 +63,12 @@ def get_task(name: str, **options: Any) -> base.Task:
 
   Raises:
     UserError: unknown name or option (the known ones are named), an option
-      out of range, bad data, or a missing package.
+      of a wrong type or out of range, bad data, or a missing package.
   """
   if 'source' in options or name in named.NAMED_SETS:
     return _dataset(name, **options)
   if name.startswith(gym.PREFIX):
+    arguments.check(f'task {name!r}', gym.Gym, options)
     return gym.Gym(name=name, **options)
   if name not in _TASKS:
     raise errors.UserError(
@@ -73,18 +76,8 @@ def get_task(name: str, **options: Any) -> base.Task:
       'gym:NAME of reasoning-gym, and any name with an option source'
     )
   cls = _TASKS[name]
-  known = _options_of(cls)
-  for option in options:
-    if option not in known:
-      raise errors.UserError(
-        f'task {name!r} has no option {option!r}; known options: '
-        f'{", ".join(known)}'
-      )
+  arguments.check(f'task {name!r}', cls, options)
   return cls(**options)
-
-
-def _options_of(cls: type) -> list[str]:
-  return list(inspect.signature(cls).parameters)
 
 
 def _dataset(
@@ -97,13 +90,17 @@ def _dataset(
   """A data set, with the evaluation sets that it must not overlap with."""
   if name in named.NAMED_SETS:
     options = named.named_options(name, options)
+  if not isinstance(seed, int):
+    raise errors.UserError(
+      f'task {name!r}: seed={seed!r} must be a whole number'
+    )
   if isinstance(overlap_with, str) or not isinstance(overlap_with, Sequence):
     raise errors.UserError(
       f'task {name!r}: overlap_with={overlap_with!r} must be a list of tasks'
     )
   others = []
   for other in overlap_with:
-    asked = {'task': other} if isinstance(other, str) else dict(other)
+    asked = dict(other) if isinstance(other, Mapping) else {'task': other}
     if not isinstance(asked.get('task'), str):
       raise errors.UserError(
         f'task {name!r}: overlap_with has {other!r}; give the name of a task, '

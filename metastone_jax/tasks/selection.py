@@ -13,11 +13,13 @@ class Selection:
     heldout: 'hash' (one problem in eight, by its question), 'all' (an
       evaluation set, never trained on) or 'none'. With a held-out source of
       its own, 'source'.
-    bad_rows: 'stop' (an error that names them) or 'skip' (a warning).
+    bad_rows: 'stop' (an error that names them) or 'skip' (a warning); prompts
+      that are too long are bad rows too.
     duplicates: 'drop' rows whose question came before, or 'keep' them.
     overlap: 'drop' training rows that overlap with evaluation sets (see
       `overlap`), or 'stop'.
-    pass_rates: file of measured pass rates (see `pass_rates`); '' = none.
+    pass_rates: file of measured pass rates (see `pass_rates`), in the folder
+      of the rows where its path is relative; '' = none.
     min_pass_rate: training rows solved less often are left out.
     max_pass_rate: training rows solved more often are left out.
     unmeasured: 'keep' or 'drop' training rows that nobody measured.

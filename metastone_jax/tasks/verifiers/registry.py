@@ -1,9 +1,10 @@
 """Verifiers by name. A new verifier adds its file and one line here."""
 
-import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from metastone_jax import errors
+from metastone_jax.tasks import arguments
 from metastone_jax.tasks.verifiers import base, choice, code, exact, mathematics
 
 _VERIFIERS: dict[str, type[base.Verifier]] = {
@@ -31,23 +32,27 @@ def get_verifier(name: str, **options: Any) -> base.Verifier:
 
   Raises:
     UserError: unknown name or option (the known ones are named), an option
-      out of range, or a missing package.
+      of a wrong type or out of range, or a missing package.
   """
-  if name not in _VERIFIERS:
+  if not isinstance(name, str) or name not in _VERIFIERS:
     raise errors.UserError(
       f'verifier {name!r} is unknown; known verifiers: '
       f'{", ".join(verifier_names())}'
     )
-  cls = _VERIFIERS[name]
-  known = [
-    parameter
-    for parameter in inspect.signature(cls).parameters
-    if parameter not in ('args', 'kwargs')
-  ]
-  for option in options:
-    if option not in known:
-      raise errors.UserError(
-        f'verifier {name!r} has no option {option!r}; known options: '
-        f'{", ".join(known) or "none"}'
-      )
+  return build(_VERIFIERS[name], options)
+
+
+def build(
+  cls: type[base.Verifier], options: Mapping[str, Any]
+) -> base.Verifier:
+  """A verifier of a class.
+
+  Args:
+    cls: the class.
+    options: of a config.
+
+  Raises:
+    UserError: see `get_verifier`.
+  """
+  arguments.check(f'verifier {cls.name!r}', cls, options)
   return cls(**options)

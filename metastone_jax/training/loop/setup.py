@@ -17,6 +17,7 @@ from metastone_jax.data import (
   demonstration_dataset,
   problem_dataset,
   tokenizer_from_files,
+  without_long_prompts,
 )
 from metastone_jax.errors import UserError
 from metastone_jax.model import (
@@ -81,7 +82,7 @@ class Setup:
         devices than they would need.
 
     Raises:
-      UserError: tokenizer, tasks, model or mesh do not fit.
+      UserError: tokenizer, tasks, prompts, model or mesh do not fit.
     """
     recipe.check_complete()
     data = recipe.data
@@ -98,8 +99,11 @@ class Setup:
         'not belong together'
       )
     step_ids = tokenizer.step_ids(data.step_marks)
-    mixture = build_mixture(
-      data.tasks, seed=data.seed, options=data.task_options
+    mixture = without_long_prompts(
+      build_mixture(data.tasks, seed=data.seed, options=data.task_options),
+      tokenizer,
+      max_prompt_length=data.max_prompt_length,
+      template=chat,
     )
     mesh = make_mesh(recipe.mesh)
     sharder = Sharder.of(mesh)

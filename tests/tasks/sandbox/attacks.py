@@ -79,6 +79,29 @@ ATTACKS = {
   'rename': ('import os\nos.rename("/usr", "/ursa")', {'files'}),
   'symbolic link': ('import os\nos.symlink("/etc", "here")', {'files'}),
   'change modes': ('import os\nos.chmod("/", 0o777)', {'files'}),
+  'hide memory from the supervisor': (
+    'import ctypes\n'
+    'l = ctypes.CDLL(None, use_errno=True)\n'
+    'assert l.prctl(4, 0, 0, 0, 0) == -1 and ctypes.get_errno() == 1\n'
+    'raise SystemExit(3)',
+    {'exception'},
+  ),
+  'hide memory, then write outside': (
+    'import ctypes\n'
+    'ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\n'
+    'open("/etc/written", "w").write("x")',
+    {'files'},
+  ),
+  'a path that is nowhere': (
+    'import ctypes, os\n'
+    'number = 257 if os.uname().machine == "x86_64" else 56\n'
+    'ctypes.CDLL(None).syscall(number, -100, None, os.O_WRONLY)',
+    {'files'},
+  ),
+  'a path that is empty': (
+    'import os\ntry: os.open("", os.O_WRONLY)\nexcept OSError: pass',
+    {'files'},
+  ),
   'huge file': (
     'f = open("big", "wb")\nwhile True: f.write(bytes(1 << 20))',
     {'files'},

@@ -19,13 +19,16 @@ from metastone_jax.tasks.sandbox import box
 from metastone_jax.tasks.sandbox.inside import wire
 from tests.tasks.sandbox import attacks
 
+# What shall end by itself has time to, on a busy machine too.
 LIMITS = sandbox_lib.Limits(
-  cpu_seconds=0.5,
-  wall_seconds=2.0,
+  cpu_seconds=10.0,
+  wall_seconds=20.0,
   memory_bytes=256 << 20,
   file_bytes=4 << 20,
   output_bytes=1 << 18,
 )
+# For what shall not.
+HURRIED = dataclasses.replace(LIMITS, cpu_seconds=0.5, wall_seconds=2.0)
 
 
 @pytest.fixture(scope='module', params=sandbox_lib.ISOLATION_LEVELS)
@@ -36,6 +39,12 @@ def level(request):
 @pytest.fixture(scope='module')
 def sandbox(level):
   with sandbox_lib.Sandbox(LIMITS, level) as made:
+    yield made
+
+
+@pytest.fixture(scope='module')
+def hurried(level):
+  with sandbox_lib.Sandbox(HURRIED, level) as made:
     yield made
 
 
@@ -52,8 +61,10 @@ def _processes(mark):
 
 
 @pytest.mark.parametrize('name', attacks.ATTACKS)
-def test_attack_is_contained_and_named(sandbox, name):
+def test_attack_is_contained_and_named(sandbox, hurried, name):
   source, failures = attacks.ATTACKS[name]
+  if failures == {'timeout'}:
+    sandbox = hurried
   if name in attacks.X86 and platform.machine() != 'x86_64':
     pytest.skip('written for x86_64')
   start = time.monotonic()
@@ -61,7 +72,7 @@ def test_attack_is_contained_and_named(sandbox, name):
   assert outcome.failure in failures, outcome
   # What tries calls that are refused ends with 3 where all were.
   assert outcome.failure != 'exception' or outcome.exit_code == 3, outcome
-  assert time.monotonic() - start < LIMITS.wall_seconds + 5
+  assert time.monotonic() - start < sandbox.limits.wall_seconds + 20
   for path in ('/etc/written', '/tmp/written', '/tmp/made', '/dev/shm/x'):
     assert not os.path.exists(path)
   assert os.path.exists(os.__file__)
@@ -76,14 +87,14 @@ def test_attack_is_contained_and_named(sandbox, name):
 def test_nothing_is_left_running(level, monkeypatch):
   mark = secrets.token_hex(16)
   monkeypatch.setitem(box._ENVIRONMENT, 'MARK', mark)
-  with sandbox_lib.Sandbox(LIMITS, level) as made:
+  with sandbox_lib.Sandbox(HURRIED, level) as made:
     assert _processes(mark)
     for name in ('daemon', 'fork bomb', 'thread bomb', 'endless thread'):
       made.run(attacks.ATTACKS[name][0])
       # The supervisor, and with namespaces the one that waits for it.
       assert len(_processes(mark)) == (2 if level == 'namespaces' else 1)
     made.load('def f(): pass', 'f')
-  deadline = time.monotonic() + 5
+  deadline = time.monotonic() + 20
   while _processes(mark) and time.monotonic() < deadline:
     time.sleep(0.05)
   assert not _processes(mark)
@@ -111,7 +122,7 @@ def test_a_program_ends_with_its_owner_or_supervisor(level, how, tmp_path):
   )
   supervisor = int(owner.stdout.readline())
   expected = 3 if level == 'namespaces' else 2
-  deadline = time.monotonic() + 20
+  deadline = time.monotonic() + 60
   while len(_processes(mark)) < expected:
     assert bool(list(tmp_path.iterdir())) == (level == 'limits')
     assert time.monotonic() < deadline
@@ -119,7 +130,7 @@ def test_a_program_ends_with_its_owner_or_supervisor(level, how, tmp_path):
   os.kill(owner.pid if how == 'owner killed' else supervisor, signal.SIGKILL)
   owner.wait(timeout=20)
   owner.stdout.close()
-  deadline = time.monotonic() + 10
+  deadline = time.monotonic() + 30
   while _processes(mark):
     assert time.monotonic() < deadline, _processes(mark)
     time.sleep(0.05)
@@ -237,19 +248,21 @@ def test_ends_of_programs(sandbox):
   assert 'IndexError' in outcome.stderr
 
 
-def test_wall_time_is_of_each_call(sandbox):
+def test_wall_time_is_of_each_call(level):
+  limits = dataclasses.replace(LIMITS, wall_seconds=4.0)
   source = 'import time\ndef f(s): time.sleep(s); return s'
-  with sandbox.load(source, 'f') as program:
-    # Together over the limit, each below it.
-    assert [program.call(0.55).failure for _ in range(4)] == [''] * 4
-    outcome = program.call(100)
-    assert outcome.failure == 'timeout' and '2 s of wall' in outcome.detail
-    assert program.call(0).failure == 'timeout'
+  with sandbox_lib.Sandbox(limits, level) as made:
+    with made.load(source, 'f') as program:
+      # Together over the limit, each far below it.
+      assert [program.call(1.1).failure for _ in range(4)] == [''] * 4
+      outcome = program.call(100)
+      assert outcome.failure == 'timeout' and '4 s of wall' in outcome.detail
+      assert program.call(0).failure == 'timeout'
 
 
 def test_processor_time_is_of_each_call(level):
   # Enough wall time for a machine that many share.
-  limits = dataclasses.replace(LIMITS, wall_seconds=60.0)
+  limits = dataclasses.replace(LIMITS, cpu_seconds=0.5, wall_seconds=60.0)
   source = (
     'import time\n'
     'def f(s):\n'
@@ -263,7 +276,7 @@ def test_processor_time_is_of_each_call(level):
       assert all(0.19 < o.cpu_seconds < 0.5 for o in outcomes)
       outcome = program.call(100)
       assert outcome.failure == 'timeout' and '0.5 s of proc' in outcome.detail
-      assert 0.5 <= outcome.cpu_seconds < 1.0
+      assert 0.5 <= outcome.cpu_seconds < 3.0
     outcome = made.run(f'{source}\nf(0.1)')
     assert outcome.failure == '' and outcome.cpu_seconds > 0.1
     assert made.run(f'{source}\nf(100)').failure == 'timeout'
@@ -387,7 +400,9 @@ def test_no_namespaces_is_an_error_and_no_fallback(tmp_path, monkeypatch):
     'echo 0 > /proc/sys/user/max_user_namespaces && '
     'exec setpriv --bounding-set=-all --inh-caps=-all {python} "$@"\' sh "$@"',
   )
-  with pytest.raises(errors.UserError, match="namespaces.*isolation='limits'"):
+  with pytest.raises(
+    errors.UserError, match="namespaces.*task_options.*isolation='limits'"
+  ):
     sandbox_lib.Sandbox(LIMITS, 'namespaces')
   # What the message advises works there.
   with sandbox_lib.Sandbox(LIMITS, 'limits') as made:

@@ -114,6 +114,7 @@ def test_every_call_has_one_decision(machine):
     ('openat', (3, 0, 0o20000000), TELL),  # O_TMPFILE
     ('prctl', (15,), ALLOW),
     ('prctl', (1,), EPERM),
+    ('prctl', (4,), EPERM),  # PR_SET_DUMPABLE
     ('prctl', (22,), EPERM),
     ('prlimit64', (0, 7), ALLOW),
     ('prlimit64', (PID, 7), ALLOW),

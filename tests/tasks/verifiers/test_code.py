@@ -8,10 +8,12 @@ import pytest
 
 from metastone_jax import errors
 from metastone_jax.tasks import base, sandbox
-from metastone_jax.tasks.verifiers import code, code_tests
+from metastone_jax.tasks.verifiers import code, code_tests, registry
 from tests.tasks.sandbox import attacks
 
-OPTIONS = dict(cpu_seconds=0.5, wall_seconds=2.0, memory_mb=256)
+# What shall end by itself has time to, on a busy machine too.
+OPTIONS = dict(cpu_seconds=10.0, wall_seconds=20.0, memory_mb=256)
+HURRIED = dict(cpu_seconds=0.5, wall_seconds=2.0, memory_mb=256)
 
 DOUBLE = 'for line in open(0):\n  print(2 * int(line))'
 TESTS = [
@@ -192,6 +194,8 @@ def test_functions(verifier, program, reward):
 @pytest.mark.parametrize('problem', [_problem(), _shift()], ids=['run', 'call'])
 def test_walls_and_limits_have_their_name(verifier, problem, name, reason):
   source, _ = attacks.ATTACKS[name]
+  if failure == 'timeout':
+    verifier = code.Code(**HURRIED)
   if 'func_name' in problem.data:
     lines = '\n'.join(f'  {line}' for line in source.split('\n'))
     source = f'def shift(values, by):\n{lines}'
@@ -249,6 +253,7 @@ def test_tests_in_the_answer_field(verifier):
     (_problem([{'input': '', 'output': 1}]), 'test 0 lacks'),
     (_problem([{**TESTS[0], 'testtype': 'x'}]), "testtype 'x'"),
     (_problem(CALLS), 'func_name is empty'),
+    (_problem(check={'test': 'x'}), "data named 'check'"),
     (_problem([{**CALLS[0], 'output': '['}], func_name='f'), 'no JSON'),
   ],
 )
@@ -256,13 +261,24 @@ def test_problems_that_cannot_be_verified(verifier, problem, reason):
   assert reason in verifier.check(problem)
 
 
+def test_a_field_named_check_is_never_run(verifier, tmp_path):
+  made = tmp_path / 'made'
+  run = f'import os; os.mkdir({str(made)!r})\ndef check(candidate): pass'
+  check = dict(prompt='', reference=run, test=run, entry_point='double')
+  problem = _problem(check=check)
+  assert verifier.verify(problem, _answer(DOUBLE)).reward == 1.0
+  assert verifier.verify(problem, _answer('x = 1')).reward == 0.0
+  assert not made.exists()
+  assert code.CheckedCode not in registry._VERIFIERS.values()
+
+
 def test_time_of_all_tests_is_limited():
-  verifier = code.Code(**OPTIONS, total_seconds=2.0)
+  verifier = code.Code(cpu_seconds=5.0, wall_seconds=5.0, total_seconds=5.0)
   slow = f'import time; time.sleep(0.4)\n{DOUBLE}'
   verdict = verifier.verify(_problem(TESTS[:1] * 100), _answer(slow))
   assert (verdict.reward, verdict.reason) == (0.0, 'program/timeout')
   assert verifier.verify(_problem(TESTS[:1]), _answer(slow)).reward == 1.0
-  assert verifier.deadline_s > 2.0 + OPTIONS['wall_seconds']
+  assert verifier.deadline_s > 5.0 + 5.0
 
 
 def test_output_longer_than_the_limit_where_it_is_expected(verifier):
@@ -273,8 +289,26 @@ def test_output_longer_than_the_limit_where_it_is_expected(verifier):
   assert (verdict.reward, verdict.reason) == (0.0, 'program/output')
 
 
+def test_making_a_verifier_leaves_no_sandbox_behind(monkeypatch):
+  made = []
+
+  class Recorded(sandbox.Sandbox):
+    def __init__(self, *arguments):
+      super().__init__(*arguments)
+      made.append(self)
+
+  monkeypatch.setattr(sandbox, 'Sandbox', Recorded)
+  verifier = code.Code(**{**OPTIONS, 'memory_mb': 257})
+  assert [box.closed for box in made] == [True]
+  assert not code._IDLE.get(verifier._kind)
+  verifier.prepare()
+  assert [box.closed for box in made] == [True, False]
+  assert code._IDLE[verifier._kind] == made[1:]
+
+
 def test_sandboxes_are_kept_and_lost_ones_replaced(verifier):
-  kind = (verifier._limits, verifier._isolation, verifier._packages)
+  kind = verifier._kind
+  verifier.prepare()
   (box,) = code._IDLE[kind]
   copied = pickle.loads(pickle.dumps(verifier))
   assert copied.verify(_problem(), _answer(DOUBLE)).reward == 1.0

@@ -33,6 +33,32 @@ def test_bad_requests():
     verifiers.get_verifier('math', tolerance=0.5)
 
 
+@pytest.mark.parametrize(
+  ('name', 'options', 'message'),
+  [
+    ('math', dict(tolerance='a'), "tolerance='a' must be a number"),
+    ('math', dict(tolerance=float('nan')), 'tolerance=nan must be a number'),
+    ('math', dict(boxed_only=1), 'boxed_only=1 must be True or False'),
+    ('choice', dict(letters=3), 'letters=3 must be text'),
+    ('exact', dict(ignore_case='no'), "ignore_case='no' must be True or"),
+    ('code', dict(cpu_seconds='a'), "cpu_seconds='a' must be a number"),
+    ('code', dict(cpu_seconds=True), 'cpu_seconds=True must be a number'),
+    ('code', dict(total_seconds='a'), "total_seconds='a' must be a number"),
+    ('code', dict(memory_mb=1.5), 'memory_mb=1.5 must be a whole number'),
+    ('code', dict(memory_mb=-1), 'memory_mb=-1 .*at least 1'),
+    ('code', dict(isolation=['limits']), 'isolation=.* must be text'),
+    ('code', dict(packages=3), 'packages=3 must be a list of texts'),
+    ('code', dict(packages='numpy'), "packages='numpy' must be a list"),
+    ('code', dict(packages=[3]), r'packages=\[3\] must be a list of texts'),
+    ('code', dict(seconds=3), "no option 'seconds'; known.*cpu_seconds"),
+  ],
+)
+def test_options_of_a_wrong_type_are_named(name, options, message):
+  with pytest.raises(errors.UserError, match=message) as error:
+    verifiers.get_verifier(name, **options)
+  assert f'verifier {name!r}' in str(error.value)
+
+
 def test_a_missing_package_is_named():
   with mock.patch.dict(sys.modules):
     sys.modules.pop('math_verify', None)

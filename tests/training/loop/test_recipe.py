@@ -313,6 +313,17 @@ def test_a_layout_changes_what_it_names():
       loop.parse_recipe({**config, 'layout': name})
 
 
+@pytest.mark.parametrize('name', ['tiny', '1p5b', '7b', '32b', 'smollm2_135m'])
+def test_recipes_have_what_messages_say_to_change(name):
+  """--config.verify.memory_gb=8 is refused where the recipe has no such key."""
+  config = importlib.import_module(f'configs.{name}').get_config()
+  assert set(config.verify) == {
+    field.name for field in dataclasses.fields(loop.parse_recipe(config).verify)
+  }
+  parts = {'format_reward', 'truncation_penalty', 'overlong_buffer'}
+  assert parts | {'mask_truncated'} <= set(config.phases.joint)
+
+
 @pytest.mark.parametrize('name', ['1p5b', '7b', '32b'])
 def test_large_recipes_name_what_is_missing(name):
   module = importlib.import_module(f'configs.{name}')

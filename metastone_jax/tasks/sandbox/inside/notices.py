@@ -14,7 +14,7 @@ import struct
 from . import syscalls, walls
 
 # ioctl numbers and structures of linux/seccomp.h.
-_RECEIVE, _ANSWER = 0xC0502100, 0xC0182101
+_RECEIVE, _ANSWER, _IS_WAITING = 0xC0502100, 0xC0182101, 0x80082102
 _NOTICE = struct.Struct('=QIIiIQ6Q')
 _RESPONSE = struct.Struct('=QqiI')
 _GO_ON = 1
@@ -55,12 +55,14 @@ class Notices:
     identity, pid, _, number, _, _, *arguments = _NOTICE.unpack(buffer)
     name = self._names[number]
     found = self._judge(name, pid, arguments)
-    if not found:
-      answer = bytearray(_RESPONSE.pack(identity, 0, 0, _GO_ON))
-      try:
+    try:
+      if not found:
+        answer = bytearray(_RESPONSE.pack(identity, 0, 0, _GO_ON))
         fcntl.ioctl(self._listener, _ANSWER, answer)
-      except FileNotFoundError:
-        pass  # ended while it was looked at
+      elif name in syscalls.PATHS:
+        fcntl.ioctl(self._listener, _IS_WAITING, struct.pack('=Q', identity))
+    except FileNotFoundError:
+      return ()  # ended while it was looked at: no path of its own was read
     return found
 
   def _judge(self, name, pid, arguments):
@@ -77,6 +79,9 @@ class Notices:
       return 'files', f'tried {name}'
     for at, folder_at in syscalls.PATHS[name]:
       path = os.fsdecode(walls.read_text(pid, arguments[at]))
+      if not path:
+        # Nobody writes to no path; one that is hidden is not inside.
+        return 'files', f'tried {name} of a path that is empty or unreadable'
       relative = not os.path.isabs(path)
       if relative and folder_at is not None:
         folder = arguments[folder_at]

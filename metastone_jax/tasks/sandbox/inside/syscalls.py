@@ -198,8 +198,9 @@ CLONE_THREAD = 0x10000
 _AF_UNIX = 1
 _O_TMPFILE = 0o20000000
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | _O_TMPFILE
-# Options that would undo a wall, or the end with the supervisor.
-_PRCTL_REFUSED = (1, 22, 35, 36, 0x59616D61)
+# Options that would undo a wall, the end with the supervisor (1), or that the
+# supervisor can read what the calls point at (4, PR_SET_DUMPABLE).
+_PRCTL_REFUSED = (1, 4, 22, 35, 36, 0x59616D61)
 # Commands by which the kernel would send signals to others in our name
 # (F_SETOWN, F_SETSIG, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP), or type at a
 # terminal (TIOCSTI).
