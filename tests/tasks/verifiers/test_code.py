@@ -194,7 +194,7 @@ def test_functions(verifier, program, reward):
 @pytest.mark.parametrize('problem', [_problem(), _shift()], ids=['run', 'call'])
 def test_walls_and_limits_have_their_name(verifier, problem, name, reason):
   source, _ = attacks.ATTACKS[name]
-  if failure == 'timeout':
+  if reason == 'program/timeout':
     verifier = code.Code(**HURRIED)
   if 'func_name' in problem.data:
     lines = '\n'.join(f'  {line}' for line in source.split('\n'))
