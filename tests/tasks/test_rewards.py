@@ -72,6 +72,8 @@ def test_bad_input():
 
 def test_a_failing_verifier_is_never_a_silent_zero():
   class Broken:
+    verifier = None
+
     def verify(self, problem, response_text):
       raise RuntimeError('bug')
 
