@@ -112,7 +112,7 @@ def test_options_count_where_problems_have_no_end(setup, tmp_path):
   found = [
     Keys.of(root, 7, some, 'signs', 'heldout', setup.evaluation_sampling)
     for some in (
-      setup,
+      _with_data(setup, task_options={}),
       _with_data(setup, task_options={'signs': {'max_count': 3}}),
       _with_data(setup, task_options={'signs': {'verifier': 'exact'}}),
     )
