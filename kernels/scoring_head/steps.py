@@ -16,15 +16,13 @@ from kernels.scoring_head import (
   xla,
 )
 
-# Marks at a time in the `xla` form, at most. On a CPU 256 beat 128, 512 and
-# 1,024 at widths 96 and 1,536; elsewhere enough to pay for reading the first
-# layer.
-_CPU_CHUNK = 256
+# Marks at a time in the `xla` form. On a CPU at most 256, which beat 128, 512
+# and 1,024 at widths 96 and 1,536, and fewer where places are few: a chunk is
+# computed whole, and the turns of a sampler hold few marks (26 of 1,024 places
+# at width 96: 0.07 ms in chunks of 64, 0.22 in one of 256). Elsewhere enough to
+# pay for reading the first layer.
+_CPU_CHUNK, _CPU_LEAST = 256, 32
 CHUNK = 2048
-# And at least, where places are few: a chunk is computed whole, and the turns
-# of a sampler hold few marks (26 of 1,024 places at width 96: 0.07 ms in chunks
-# of 64, 0.22 in one of 256).
-_LEAST_CHUNK = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +65,11 @@ class Form:
 
 def _by_platform(function, args):
   """In chunks that suit the platform the program is compiled for."""
-  expected = max(_LEAST_CHUNK, int(args[0].shape[0] * marks.EXPECTED_MARKS))
+  expected = max(_CPU_LEAST, int(args[0].shape[0] * marks.EXPECTED_MARKS))
   return jax.lax.platform_dependent(
     *args,
     cpu=functools.partial(function, chunk=min(expected, _CPU_CHUNK)),
-    default=functools.partial(function, chunk=min(expected, CHUNK)),
+    default=functools.partial(function, chunk=CHUNK),
   )
 
 
