@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | `splash` | TPU | block-sparse flash kernel; every layout |
 | `cudnn` | GPU | flash kernel; plain rows of one segment |
-| `triton` | GPU | flash kernel of JAX; packed rows, original order |
+| `triton` | GPU | JAX's flash kernel; original order, rows of whole blocks |
 | `xla` | anywhere | blocks of queries, recomputed backward; every layout |
 
 `auto` takes the first that fits the platform, the layout and the shapes. With
@@ -71,11 +71,13 @@ def choose(
     # Shorter rows than a block a device are not worth a kernel.
     fits = length % (pallas_tpu.LANES * shards) == 0
     return 'splash' if fits else 'xla'
-  if platform in ('gpu', 'cuda', 'rocm') and layout.is_causal and shards == 1:
-    half = jnp.dtype(dtype).itemsize == 2
-    if half and not layout.packed and head_width <= 128:
+  gpu = platform in ('gpu', 'cuda', 'rocm')
+  half = jnp.dtype(dtype).itemsize == 2
+  if gpu and half and layout.is_causal and shards == 1:
+    if not layout.packed and head_width <= 128:
       return 'cudnn'
-    return 'triton'
+    if length % pallas_gpu.BLOCK == 0:
+      return 'triton'
   return 'xla'
 
 

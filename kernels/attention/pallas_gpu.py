@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.gpu import attention as triton
 
+BLOCK = 64  # queries and keys of the Triton kernel at a time, forward
+
 
 def cudnn(
   q_BTHh: jax.Array,
@@ -39,7 +41,17 @@ def pallas(
   *,
   interpret: bool = False,
 ) -> jax.Array:
-  """Causal attention within segments, by JAX's Triton kernel."""
+  """Causal attention within segments, by JAX's Triton kernel.
+
+  Raises:
+    ValueError: T is not a multiple of BLOCK.
+  """
+  T = q_BTHh.shape[1]
+  if T % BLOCK:
+    raise ValueError(
+      f"attention kind 'triton': rows of {T} positions must be a multiple of "
+      f"{BLOCK}; use 'xla'"
+    )
   groups = q_BTHh.shape[2] // k_BTKh.shape[2]
   return triton.mha(
     q_BTHh,
@@ -49,8 +61,8 @@ def pallas(
     sm_scale=q_BTHh.shape[-1] ** -0.5,
     causal=True,
     block_sizes=triton.BlockSizes(
-      block_q=64,
-      block_k=64,
+      block_q=BLOCK,
+      block_k=BLOCK,
       block_q_dkv=32,
       block_kv_dkv=32,
       block_q_dq=32,

@@ -2,6 +2,7 @@
 
   python -m tests.benchmarks.update_step [--repeats=5 --steps=3]
     [--tunix_python=PATH]
+  python -m tests.benchmarks.update_step --accelerator [--repeats=5 --steps=3]
 
 PyTorch: Hugging Face's Qwen2 with the released loss as the released trainer
 computes it: full logits, clipped policy loss with the advantage, k3 KL,
@@ -17,9 +18,18 @@ which ours computes at every place.
 
 Float32, CPU, all cores, a step alone, after one that compiles. All take turns
 in processes of their own; the ratios are of medians.
+
+With --accelerator the shapes of the 1.5B model on one device of this machine,
+bfloat16 activations, every block recomputed in the backward pass. Ours has
+float32 masters and moments, as it trains; PyTorch's weights and moments are
+bfloat16, as the released trainer keeps them (less to read and write), and its
+attention is the one transformers takes (sdpa). `xla` is ours without a kernel.
+MFU counts the arithmetic of forward and backward passes, nothing twice, over
+the device's bf16 peak.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import os
@@ -35,11 +45,19 @@ SIZES = {
   'small': (256, 4, 4, 2, 768, 4096, 16, 256),
   'wide vocabulary': (256, 4, 4, 2, 768, 32_768, 8, 256),
 }
+# Of --accelerator: bfloat16, everything recomputed.
+LARGE = {'1.5B': (1536, 28, 12, 2, 8960, 151_936, 4, 2048)}
 LEARNING_RATE = 1e-6
 
 
-def _ours(size, steps: int) -> list[float]:
-  """Seconds of each update, after one that compiles."""
+def _ours(size, steps: int, kind: str = 'auto') -> list[float]:
+  """Seconds of each update, after one that compiles.
+
+  Args:
+    size: of SIZES or LARGE.
+    steps: that are timed.
+    kind: of every operator.
+  """
   import jax
   import numpy as np
 
@@ -57,6 +75,10 @@ def _ours(size, steps: int) -> list[float]:
     num_kv_heads=K,
     head_width=D // H,
     feed_forward=F,
+    attention=kind,
+    token_log_prob=kind,
+    scoring_head=kind,
+    **(dict(dtype='bfloat16', remat='full') if size in LARGE.values() else {}),
   )
   rng = np.random.default_rng(0)
   tokens = rng.integers(0, V, (B, T)).astype(np.int32)
@@ -126,12 +148,17 @@ def _torch(size, steps: int) -> list[float]:
     use_cache=False,
   )
   model = transformers.Qwen2ForCausalLM(config)
+  large = size in LARGE.values()
+  if large:
+    torch.set_default_device('cuda')
+    model = model.to(device='cuda', dtype=torch.bfloat16).train()
+    model.gradient_checkpointing_enable()
   head = torch.nn.Sequential(
     torch.nn.Linear(D, 2 * D),
     torch.nn.ReLU(),
     torch.nn.Dropout(0.5),
     torch.nn.Linear(2 * D, 1),
-  )
+  ).to(model.dtype)
   groups = [list(model.parameters()), list(head.parameters())]
   optimisers = [
     torch.optim.AdamW(group, lr=LEARNING_RATE, weight_decay=0.01)
@@ -148,7 +175,7 @@ def _torch(size, steps: int) -> list[float]:
   for _ in range(steps + 1):
     started = time.monotonic()
     out = model(tokens, output_hidden_states=True)
-    log_p = torch.log_softmax(out.logits, -1)
+    log_p = torch.log_softmax(out.logits.float(), -1)
     log_prob = log_p.gather(-1, target[..., None])[..., 0]
     entropy = -(log_p.exp() * log_p).sum(-1)
     ratio = torch.exp(log_prob - old)
@@ -159,6 +186,7 @@ def _torch(size, steps: int) -> list[float]:
     loss = ((policy + 1e-3 * kl - 1e-3 * entropy) * mask).sum() / mask.sum()
     feature = out.hidden_states[-2]
     z = head(feature.detach() + 1e-4 * (feature - feature.detach()))[..., 0]
+    z = z.float()
     kept = step_mask & ((z > 0) == (correct > 0))
     positive = (kept & (correct > 0)).sum() + 1
     negative = (kept & (correct == 0)).sum() + 1
@@ -177,14 +205,40 @@ def _torch(size, steps: int) -> list[float]:
       torch.nn.utils.clip_grad_norm_(group, 1.0)
       optimiser.step()
       optimiser.zero_grad()
+    if large:
+      torch.cuda.synchronize()
     seconds.append(time.monotonic() - started)
   return seconds[1:]
 
 
 FORMS = {
   'ours': (_ours, ('jax',)),
+  'xla': (functools.partial(_ours, kind='xla'), ('jax',)),
   'torch': (_torch, ('torch', 'transformers')),
 }
+
+
+def _mfu(size, seconds: float, device: str) -> str:
+  """Share of the device's bf16 peak."""
+  from metastone_jax.model import ModelConfig
+  from tests.benchmarks import chips
+
+  D, L, H, K, F, V, B, T = size
+  config = ModelConfig(V, D, L, H, K, D // H, F)
+  flops = 3 * config.forward_flops(B * T, (T + 1) / 2)
+  _, chip = chips.chip_of(device)
+  return f', MFU {100 * flops / seconds / chip.flops:.1f} %'
+
+
+def _device(form: str) -> str:
+  """What the form computed on."""
+  if form == 'torch':
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
+  import jax
+
+  return jax.devices()[0].device_kind
 
 
 def _run(form: str, name: str, steps: int, tunix_python: str) -> dict:
@@ -201,17 +255,21 @@ def _run(form: str, name: str, steps: int, tunix_python: str) -> dict:
     stdout=subprocess.PIPE,
     text=True,
     check=True,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3'},
+    env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'}
+    | ({} if name in LARGE else {'JAX_PLATFORMS': 'cpu'}),
   )
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def _row(form: str, found: list[dict], ours: float) -> str:
+def _row(form: str, found: list[dict], ours: float, size) -> str:
   """One line of the table: the medians, the ratio, the versions."""
   seconds = [second for one in found for second in one['seconds']]
   median = statistics.median(seconds)
   ratio = '' if form == 'ours' else f', {form} / ours {median / ours:.2f}'
   versions = ', '.join(f'{k} {v}' for k, v in found[0]['versions'].items())
+  if size in LARGE.values():
+    device = found[0]['device']
+    ratio += f'{_mfu(size, median, device)} of {device}'
   return (
     f'  {form:5} {median:.3f} s (least {min(seconds):.3f}){ratio} [{versions}]'
   )
@@ -225,17 +283,24 @@ def main() -> None:
   parser.add_argument('--repeats', type=int, default=5)
   parser.add_argument('--steps', type=int, default=3)
   parser.add_argument(
+    '--accelerator', action='store_true', help='the shapes of 1.5B, on one'
+  )
+  parser.add_argument(
     '--tunix_python', default='', help='a Python that has google-tunix'
   )
   parser.add_argument('--one', nargs=2, default=None, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.one:
     run, packages = FORMS[args.one[0]]
-    seconds = run(SIZES[args.one[1]], args.steps)
+    seconds = run((SIZES | LARGE)[args.one[1]], args.steps)
     versions = {name: importlib.metadata.version(name) for name in packages}
-    print(json.dumps({'seconds': seconds, 'versions': versions}))
+    device = _device(args.one[0])
+    found = {'seconds': seconds, 'versions': versions, 'device': device}
+    print(json.dumps(found))
     return
-  forms = [*FORMS]
+  forms = [form for form in FORMS if args.accelerator or form != 'xla']
+  if args.accelerator and args.tunix_python:
+    parser.error('--accelerator runs without tunix')
   if args.tunix_python:
     if not shutil.which(args.tunix_python):
       parser.error(f'--tunix_python={args.tunix_python} is no program')
@@ -245,9 +310,9 @@ def main() -> None:
       'step); its log-probs are of the completion alone, ours of every place, '
       'its logits of the whole row as ours'
     )
-  else:
+  elif not args.accelerator:
     print('tunix is not run: give --tunix_python, a Python with google-tunix')
-  for name, size in SIZES.items():
+  for name, size in (LARGE if args.accelerator else SIZES).items():
     found = {form: [] for form in forms}
     for _ in range(args.repeats):
       for form in forms:
@@ -256,7 +321,7 @@ def main() -> None:
     print(f'{name} (width {D}, {L} layers, vocabulary {V}, {B} rows of {T}):')
     ours = statistics.median(s for one in found['ours'] for s in one['seconds'])
     for form in forms:
-      print(_row(form, found[form], ours), flush=True)
+      print(_row(form, found[form], ours, size), flush=True)
 
 
 if __name__ == '__main__':

@@ -164,6 +164,10 @@ def test_auto_picks_by_platform_layout_and_shape():
   assert choose('auto', platform='cpu', layout=PLAIN, **common) == 'xla'
   short = {**common, 'length': 80}
   assert choose('auto', platform='tpu', layout=PLAIN, **short) == 'xla'
+  # The Triton kernel has whole blocks; float32 rows are of small models.
+  assert choose('auto', platform='cuda', layout=packed, **short) == 'xla'
+  exact = {**common, 'dtype': jnp.float32}
+  assert choose('auto', platform='cuda', layout=packed, **exact) == 'xla'
   assert choose('splash', platform='cpu', layout=PLAIN, **common) == 'splash'
 
 
@@ -177,6 +181,8 @@ def test_what_a_kind_cannot_do_is_refused():
   with pytest.raises(ValueError, match='multiple of 128'):
     cut = slice(None), slice(100)
     attention(q[cut], k[cut], v[cut], segment[cut], kind='splash')
+  with pytest.raises(ValueError, match='multiple of 64'):
+    attention(q[cut], k[cut], v[cut], segment[cut], kind='triton')
   with pytest.raises(ValueError, match='do not divide'):
     Layout(zigzag=2).places(514)
   with pytest.raises(ValueError, match='whole responses'):

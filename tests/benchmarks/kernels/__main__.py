@@ -4,13 +4,15 @@
   python -m tests.benchmarks.kernels --target=v5p-8     (needs its compiler)
 
 Timed: milliseconds of a run, share of the device's bandwidth and of its bf16
-peak that the operator's own least traffic and arithmetic make of it, and how
-often the XLA form fits into it. Compiled: temporaries, bytes through the
-device's memory as the compiled module tells them (compile_check/traffic.py),
-and the roofline milliseconds: of the operator (least bytes and arithmetic) and
-of those bytes. A TPU kernel's bytes are its own estimate (decode attention's is
-for full caches, of which it reads only what is written); a Triton kernel's are
-its operands and results, each once, whatever part of them it reads.
+peak that the operator's own least traffic and arithmetic make of it, how often
+the XLA form fits into it, and how far its results are from the XLA form's: the
+largest difference of any result over that result's largest value. Compiled:
+temporaries, bytes through the device's memory as the compiled module tells them
+(compile_check/traffic.py), and the roofline milliseconds: of the operator
+(least bytes and arithmetic) and of those bytes. A TPU kernel's bytes are its
+own estimate (decode attention's is for full caches, of which it reads only what
+is written); a Triton kernel's are its operands and results, each once, whatever
+part of them it reads.
 """
 
 import argparse
@@ -33,21 +35,13 @@ if OPTIONS.target:
   machine.prepare()  # before anything imports jax
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 
 from metastone_jax.compile_check import targets, traffic  # noqa: E402
+from tests.benchmarks import chips  # noqa: E402
 from tests.benchmarks.kernels.case import Case  # noqa: E402
 
 OPERATORS = ('decode_attention', 'scoring_head', 'token_log_prob')
-# What `device_kind` of a card holds -> key of targets.CHIPS.
-_KINDS = {
-  'v5 lite': 'v5e',
-  'v5e': 'v5e',
-  'v5p': 'v5p',
-  'v5': 'v5p',
-  'v6': 'v6e',
-  '7x': 'tpu7x',
-  'H100': 'h100',
-}
 
 
 def cases() -> list[Case]:
@@ -65,19 +59,14 @@ def cases() -> list[Case]:
 def time_all(found: list[Case]) -> None:
   """Prints what each case takes here."""
   device = jax.devices()[0]
-  name = next((v for k, v in _KINDS.items() if k in device.device_kind), None)
-  if name is None:
-    raise SystemExit(
-      f'{device.device_kind} is no accelerator of the table; to compile for '
-      'one that is not here, give --target'
-    )
-  chip = targets.CHIPS[name]
+  name, chip = chips.chip_of(device.device_kind)
   print(f'jax {jax.__version__} on {device.device_kind}, peaks of {name}\n')
   print(
-    '| operator | shape | direction | form | ms | GB/s % | FLOP/s % | XLA |'
+    '| operator | shape | direction | form | ms | GB/s % | FLOP/s % | XLA | '
+    'off |'
   )
-  print('| --- | --- | --- | --- | ---: | ---: | ---: | ---: |')
-  medians = {}
+  print('| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |')
+  medians, results = {}, {}
   for case in found:
     if device.platform not in case.platforms:
       continue
@@ -88,26 +77,47 @@ def time_all(found: list[Case]) -> None:
     function = jax.jit(function)
     arguments = jax.device_put(case.make(0), tuple(shardings))
     try:
-      jax.block_until_ready(function(*arguments))
+      result = jax.block_until_ready(function(*arguments))
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
-      print(f'{_name(case)} does not fit | | | |', flush=True)
+      print(f'{_name(case)} does not fit | | | | |', flush=True)
       continue
     seconds = []
     for _ in range(OPTIONS.repeats):
       started = time.perf_counter()
       jax.block_until_ready(function(*arguments))
       seconds.append(time.perf_counter() - started)
+    if case.form == 'xla':
+      # Both directions of one shape fit beside what is timed.
+      results = {k: v for k, v in results.items() if k[:2] == _key(case)[:2]}
+      results[_key(case)] = result
+    off = _off(result, results.get(_key(case)))
+    del result
     median = statistics.median(seconds)
     medians[_key(case), case.form] = median
     print(
       f'{_name(case)} {1e3 * median:.3f} | '
       f'{100 * case.bytes / chip.memory_bandwidth / median:.1f} | '
       f'{100 * case.flops / chip.flops / median:.1f} | '
-      f'{medians.get((_key(case), "xla"), float("nan")) / median:.2f} |',
+      f'{medians.get((_key(case), "xla"), float("nan")) / median:.2f} | '
+      f'{off:.1e} |',
       flush=True,
     )
+
+
+def _off(result, other) -> float:
+  """The largest difference of any leaf, over the largest value of that leaf."""
+  if other is None:
+    return float('nan')
+  pairs = zip(jax.tree.leaves(result), jax.tree.leaves(other), strict=True)
+  return max(float(_leaf_off(a, b)) for a, b in pairs)
+
+
+@jax.jit
+def _leaf_off(a: jax.Array, b: jax.Array) -> jax.Array:
+  a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+  return jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))
 
 
 def compile_all(found: list[Case], target: targets.Target) -> None:
