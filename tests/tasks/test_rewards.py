@@ -95,7 +95,7 @@ def test_isolated_verifiers_run_in_the_pool():
   responses.append(box('+ 1 + 2 - 3'))
   responses += ['wrong_for:program/timeout', 'wrong_for:odd']
   finished = [True, True, False, True, True, True, True, True, True]
-  with VerifierPool(2, deadline_s=1.0) as pool:
+  with VerifierPool(2, deadline_s=4.0) as pool:
     scores = rewards.score_responses(tasks, problems, responses, finished, pool)
   np.testing.assert_array_equal(scores.reward_B, [1, 0, 0, 0, 1, 0, 1, 0, 0])
   np.testing.assert_array_equal(scores.parsed_B, [1, 0, 1, 0, 1, 1, 1, 1, 1])

@@ -292,7 +292,7 @@ def test_failures_of_verifiers_are_counted(problem_batch, drawn):
   """Wrong for the policy, nothing for the score head, never silent."""
 
   def edit(config):
-    config.verify = dict(workers=1, deadline_s=1.0)
+    config.verify = dict(workers=1, deadline_s=4.0)
 
   setup = parts.setup(edit)
   said, kinds = (

@@ -178,7 +178,7 @@ def test_failures_of_verifiers_are_named(heldout, caplog):
   """They are finished and wrong, vote for nothing, and are counted."""
 
   def edit(config):
-    config.verify = dict(workers=2, deadline_s=1.0)
+    config.verify = dict(workers=2, deadline_s=4.0)
 
   setup = parts.setup(edit)
   said = {}
