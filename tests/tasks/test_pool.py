@@ -212,6 +212,8 @@ def _program(tmp_path, body):
     from metastone_jax.tasks import base
     from metastone_jax.tasks.pool import VerifierPool
     from tests.tasks.hostile import Hostile
+    # Also where a job in the background hands down that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     pool = VerifierPool(1, deadline_s=600)
     future = pool.submit(
         Hostile(), base.Problem('t', 't/0', 'q', 'a', {{}}), 'child:{pids}')
