@@ -214,4 +214,13 @@ def run(
       print(f'interrupted: {interrupted}', file=sys.stderr)
       sys.exit(130)
 
+  _list_all_flags()
   app.run(wrapped, flags_parser=_parse)
+
+
+def _list_all_flags() -> None:
+  """--help lists the flags of a command's parts too, which absl would not."""
+  for module, found in flags.FLAGS.flags_by_module_dict().items():
+    if module.split('.')[0] == 'launch':
+      for flag in found:
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
