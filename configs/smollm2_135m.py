@@ -35,6 +35,7 @@ def get_config(arg: str = ''):
     step_marks=('\n\n', '\n'),  # ".\n\n" is two tokens here
     think_tags=(),  # it has none
     instruction='',  # appended to every question, e.g. how to give the answer
+    folder='',  # where tasks that read files find them
     tasks=dict(chain_sum=1.0),  # reasoning-gym
     task_options=dict(
       chain_sum=dict(min_terms=3, max_terms=4, min_digits=1, max_digits=2)

@@ -35,6 +35,7 @@ def get_config(arg: str = ''):
       signs=dict(min_terms=4, max_terms=5, random_demonstrations=0.5),
       chain_sum=dict(min_terms=2, max_terms=4),
     ),
+    folder='',  # where tasks that read files find them
     seed=0,  # which problems exist, the same for every run
     num_demonstrations=16384,  # the ONE fixed supervised set
     max_prompt_length=30,  # tokens

@@ -80,7 +80,10 @@ def _parse(argv: list[str]) -> list[str]:
     # ml_collections refuses an unknown key or a value of another type.
     text = str(error.args[0] if error.args else error)
     text = text.strip('\'"').replace("\\'", "'").replace('\\n', '; ')
-    fail(f'config key or value: {text}')
+    fail(
+      f'config key or value: {text}; --config.KEY=VALUE changes keys that the '
+      'config file has, to values of their type: add others there'
+    )
   except OSError as error:
     found = re.search(r'\[Errno \d+\] (.*)', str(error))
     fail(f'config file: {found[1] if found else error}')
