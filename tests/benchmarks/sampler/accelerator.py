@@ -11,9 +11,9 @@ bfloat16, marks scored. Each form runs in a process of its own:
   read once for each row.
 
 Tokens a second of the whole job, prefill included. `of the memory's bandwidth`:
-what a turn has to read (weights once, each prompt's cache once, what the slots
-have written) over what the device could read in the time of a turn. `turn`:
-from a second job with half the tokens, so that the prefill is not in it.
+what a turn has to read (weights, score head and each prompt's cache once, what
+the slots have written) over what the device could read in the time of a turn.
+`turn`: from a second job with half the tokens, so the prefill is not in it.
 """
 
 import argparse
@@ -135,15 +135,31 @@ def _torch(rows: int, prompt: int, response: int, repeats: int):
   return found[1:], torch.cuda.get_device_name()
 
 
-def turn_bytes(prompt: int, written: float, rows: int, problems: int) -> float:
-  """Least bytes of a turn: weights, prompts' caches and the slots' own."""
+def rows_of(form: str) -> int:
+  """Responses that a form writes at a time."""
+  return 2 if form == 'torch_2' else PROBLEMS * CANDIDATES
+
+
+def turn_bytes(prompt: int, written: float, rows: int) -> float:
+  """Least bytes of a turn, see the module.
+
+  Args:
+    prompt: tokens of each.
+    written: by each row, on average.
+    rows: see `rows_of`.
+  """
   from metastone_jax.compile_check import accounting
   from metastone_jax.model import preset
 
-  config = preset(MODEL)
-  weights = config.num_backbone_parameters - config.vocab_size * config.width
-  cache = accounting.cache_bytes_a_token(config)
-  return 2.0 * weights + cache * (problems * prompt + rows * written)
+  return accounting.decode_step(
+    preset(MODEL),
+    slots=rows,
+    prompts=min(rows, PROBLEMS),
+    prompt=prompt,
+    context=written,
+    devices=1,
+    tensor=1,
+  ).memory_bytes
 
 
 def main() -> None:
@@ -161,8 +177,7 @@ def main() -> None:
   if args.one:
     form, (prompt, response) = args.one[0], WORKS[args.one[1]]
     if form.startswith('torch'):
-      rows = 2 if form == 'torch_2' else PROBLEMS * CANDIDATES
-      found = _torch(rows, prompt, response, args.repeats)
+      found = _torch(rows_of(form), prompt, response, args.repeats)
     else:
       found = _ours(form, prompt, response, args.repeats)
     print(json.dumps(found))
@@ -185,10 +200,9 @@ def main() -> None:
         print(f'  {form}: failed with exit status {done.returncode}')
         continue
       (whole, half), device = json.loads(done.stdout.splitlines()[-1])
-      rows = 2 if form == 'torch_2' else PROBLEMS * CANDIDATES
-      problems = min(rows, PROBLEMS)
+      rows = rows_of(form)
       turn = (whole - half) / (response - response // 2)
-      least = turn_bytes(prompt, 0.75 * response, rows, problems)
+      least = turn_bytes(prompt, 0.75 * response, rows)
       _, chip = chips.chip_of(device)
       print(
         f'  {form:10} {rows * response / whole:.0f} tokens/s, turn '
