@@ -28,6 +28,7 @@ EVERYONE = frozenset({'errors', 'telemetry'})
 ROOMS = {
   'root': set(),  # metastone_jax/__init__.py
   'errors': set(),
+  'grid': set(),  # lists of small dicts: what a sweep consists of
   'telemetry': set(),
   'kernels': set(),
   'parallel': set(),
@@ -43,14 +44,16 @@ ROOMS = {
   'scaling': {'evaluation'},
 }
 ROOMS['training.loop'] = set(ROOMS)
+ROOMS['scaling.runs'] = set(ROOMS)
 ROOMS['compile_check'] = set(ROOMS)
 ROOMS['launch'] = set(ROOMS)
-ROOMS['configs'] = set()
+ROOMS['configs'] = {'grid'}
 
 # Third-party packages, where a room's list is closed. absl is for logging.
 THIRD_PARTY = {
   'root': set(),
   'errors': set(),
+  'grid': set(),
   'kernels': {'jax', 'numpy', 'absl'},
   'parallel': {'jax', 'numpy', 'absl'},
   'configs': {'ml_collections'},
@@ -87,6 +90,8 @@ def room_of(module: str) -> str | None:
     return 'root'
   if parts[:2] == ['metastone_jax', 'training'] and len(parts) > 2:
     return 'training.loop' if parts[2].startswith('loop') else 'training'
+  if parts[:3] == ['metastone_jax', 'scaling', 'runs']:
+    return 'scaling.runs'
   return parts[1] if parts[1] in ROOMS else None
 
 

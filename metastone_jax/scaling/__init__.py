@@ -1,0 +1,1 @@
+"""Scaling laws: compute accounting, fits, predictions, tables and plots."""
