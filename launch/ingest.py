@@ -67,7 +67,10 @@ def main() -> None:
     recipe = loop.parse_recipe(_CONFIG.value)
     mesh, choices = recipe.mesh, recipe.model_choices
   sharder = Sharder.of(make_mesh(mesh))
-  with Pretrained(_SOURCE.value) as pretrained, Progress() as progress:
+  with (
+    Pretrained(_SOURCE.value, score_module_path=_SCORE.value) as pretrained,
+    Progress() as progress,
+  ):
     dtype = _DTYPE.value or pretrained.source_dtype
     config = pretrained.configure(**{**choices, 'param_dtype': dtype})
     if not has_tokenizer(pretrained.files):
@@ -80,12 +83,11 @@ def main() -> None:
       config,
       sharder,
       seed=_SEED.value,
-      score_module_path=_SCORE.value,
       # Small, and published in float32 beside bfloat16 backbones.
       head_dtype='float32',
       progress=read,
     )
-    has_head = _SCORE.value is not None or pretrained.has_score_head()
+    has_head = pretrained.has_score_head()
     progress.phase('write', 1)
     extra = {
       'phase': 'ingested',

@@ -67,7 +67,7 @@ def write(
   lines += [
     _USE.format(
       width=config.width,
-      hidden=2 * config.width,
+      hidden=config.score_units,
       dropout=config.score_dropout,
       layer=config.split,
     )

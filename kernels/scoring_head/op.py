@@ -52,7 +52,7 @@ def scoring_head(
 
   Args:
     feature_BTD: the residual stream entering the last block.
-    hidden_kernel_DE: first layer, E = 2D.
+    hidden_kernel_DE: first layer; E = 2D as released.
     hidden_bias_E: its bias.
     output_kernel_E1: second layer.
     output_bias_1: its bias.
@@ -194,9 +194,9 @@ def step_scores(
 
   Args:
     feature_BTD: the residual stream entering the last block.
-    hidden_kernel_DE: first layer, E = 2D. Weights may have another dtype than
-      the features, float32 masters for example: they are rounded to that of the
-      features, their gradients are not.
+    hidden_kernel_DE: first layer; E = 2D as released. Weights may have another
+      dtype than the features, float32 masters for example: they are rounded to
+      that of the features, their gradients are not.
     hidden_bias_E: its bias.
     output_kernel_E1: second layer.
     output_bias_1: its bias.

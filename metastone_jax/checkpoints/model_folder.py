@@ -106,7 +106,8 @@ def restore_params(
     root: the checkpoints.
     saved: shapes they were saved with.
     config: shapes that are wanted; the padding of the vocabulary, the feature
-      layer (the border of the two stacks) and the dtype may differ.
+      layer (the border of the two stacks) and the dtype may differ. A score
+      head of another width is left out.
     sharder: mesh and rules.
     step: which; None = the newest.
     verified: `step` comes from `CheckpointManager.verified_step`.
@@ -116,6 +117,8 @@ def restore_params(
     UserError: no such checkpoint, damaged, or of another shape.
   """
   abstract, axes = abstract_params(saved), param_axes(saved)
+  if saved.score_units != config.score_units:
+    del abstract['score_head'], axes['score_head']
   with CheckpointManager(root, read_only=True) as manager:
     if not verified:
       step = manager.verified_step(step)

@@ -95,8 +95,17 @@ class Pretrained:
     config: its shapes, with nothing chosen yet.
   """
 
-  def __init__(self, path: epath.PathLike):
+  def __init__(
+    self,
+    path: epath.PathLike,
+    *,
+    score_module_path: epath.PathLike | None = None,
+  ):
     """Opens a model and reads its shapes; no weights yet.
+
+    Args:
+      path: of the model.
+      score_module_path: a score head file that replaces its own.
 
     Raises:
       UserError: nothing there, or nothing that is supported.
@@ -140,6 +149,15 @@ class Pretrained:
       self.config = config_lib.read_config(
         self._source.config, where=self._config_name()
       )
+    self._saved = self.config
+    self._head_file = self._find_head(score_module_path)
+    if self._head_file is not None:
+      self.config = dataclasses.replace(
+        self.config,
+        score_width=score_module.score_width(
+          self._head_file, self.config.width
+        ),
+      )
 
   @property
   def is_ours(self) -> bool:
@@ -167,7 +185,9 @@ class Pretrained:
     return str(self.path / 'config.json')
 
   def configure(self, **choices: Any) -> ModelConfig:
-    """Its shapes with the user's choices (FREE_FIELDS).
+    """Its shapes with the user's choices: FREE_FIELDS.
+
+    Without a trained score head `score_width` is free too.
 
     Raises:
       UserError: a choice that the weights have made already.
@@ -176,12 +196,18 @@ class Pretrained:
     for name, value in choices.items():
       if name in FREE_FIELDS:
         continue
+      if name == 'score_width' and not self.has_score_head():
+        continue
       if name not in fields:
         raise UserError(f'model.{name} is no model option')
-      if value != getattr(self.config, name):
+      theirs = getattr(self.config, name)
+      if name == 'score_width':  # None stands for a number
+        theirs = self.config.score_units
+        value = dataclasses.replace(self.config, score_width=value).score_units
+      if value != theirs:
         raise UserError(
           f'model.{name}={value!r}, but the weights of {self.where} have '
-          f'{getattr(self.config, name)!r}; leave it out'
+          f'{theirs!r}; leave it out'
         )
     return dataclasses.replace(self.config, **choices)
 
@@ -199,11 +225,14 @@ class Pretrained:
 
   def has_score_head(self) -> bool:
     """Whether a trained score head comes with it."""
-    if self._source is None:
-      return self._trained_head
-    return self._score_file() is not None
+    return self._trained_head or self._head_file is not None
 
-  def _score_file(self) -> epath.Path | None:
+  def _find_head(self, path: epath.PathLike | None) -> epath.Path | None:
+    """The head file: the one given, or that beside published weights."""
+    if path is not None:
+      return epath.Path(path)
+    if self._source is None:
+      return None
     folder = self.path.parent if self.path.is_file() else self.path
     for name in (score_module.SAFE, score_module.PICKLED):
       if (folder / name).exists():
@@ -231,7 +260,6 @@ class Pretrained:
     *,
     seed: int = 0,
     step: int | None = None,
-    score_module_path: epath.PathLike | None = None,
     verified: bool = False,
     head_dtype: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -243,7 +271,6 @@ class Pretrained:
       sharder: mesh and rules.
       seed: of a fresh score head, where none comes with it.
       step: of a checkpoint of ours; None = the newest.
-      score_module_path: a score head file that replaces its own.
       verified: `step` comes from `CheckpointManager.verified_step`.
       head_dtype: of the score head; None = `config.param_dtype`.
       progress: called with (bytes done, bytes in all).
@@ -254,14 +281,14 @@ class Pretrained:
     head_config = dataclasses.replace(
       config, param_dtype=head_dtype or config.param_dtype
     )
-    path = score_module_path or (self._source and self._score_file())
     state = None
-    if path:  # small: what is wrong with it shows before the backbone is read
-      state = score_module.read_score_module(epath.Path(path), config)
+    # Small: what is wrong with it shows before the backbone is read.
+    if self._head_file is not None:
+      state = score_module.read_score_module(self._head_file, config)
     if self._source is None:
       params = restore_params(
         self.path / CHECKPOINTS,
-        self.config,
+        self._saved,
         config,
         sharder,
         step=step,

@@ -1,7 +1,7 @@
 """Shapes of the backbone and its two heads, with presets.
 
 Letters: D width, V vocabulary, H query heads, K key/value heads, h head width,
-F feed-forward width, L layers.
+F feed-forward width, L layers, E hidden units of the score head.
 """
 
 import dataclasses
@@ -40,6 +40,7 @@ class ModelConfig:
     tied_embeddings: the policy head is the transposed embedding.
     feature_layer: f; the score feature is the residual stream entering block
       f (0-based). None = L - 1, the last block, as released (SPEC 1).
+    score_width: E, hidden units of the score head; None = 2 D, as released.
     score_dropout: dropout rate inside the score head (released: 0.5).
     score_init: 'torch' (uniform +-1/sqrt(fan_in), as nn.Linear) or 'zero'
       (last layer zero: every trace scores 0.5 until a bce/soft warm-up).
@@ -72,6 +73,7 @@ class ModelConfig:
   qk_norm: bool = False
   tied_embeddings: bool = False
   feature_layer: int | None = None
+  score_width: int | None = None
   score_dropout: float = 0.5
   score_init: str = 'torch'
   dtype: str = 'float32'
@@ -111,6 +113,11 @@ class ModelConfig:
         f'[1, {self.num_layers - 1}] with {self.num_layers} layers (at least '
         'one block on each side of the score feature)'
       )
+    if self.score_units < 1:
+      raise UserError(
+        f'model.score_width={self.score_width} must be >= 1, or left out for '
+        'twice the width'
+      )
     if not 0 <= self.score_dropout < 1:
       raise UserError(
         f'model.score_dropout={self.score_dropout} must lie in [0, 1)'
@@ -139,14 +146,19 @@ class ModelConfig:
     return self.feature_layer
 
   @property
+  def score_units(self) -> int:
+    """E: hidden units of the score head."""
+    return 2 * self.width if self.score_width is None else self.score_width
+
+  @property
   def padded_vocab_size(self) -> int:
     """Rows of the embedding: V rounded up to `vocab_multiple`."""
     return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
   @property
   def num_score_parameters(self) -> int:
-    """2D*D + 4D + 1 (SPEC 1)."""
-    return 2 * self.width**2 + 4 * self.width + 1
+    """E*D + 2E + 1: 2D*D + 4D + 1 as released (SPEC 1)."""
+    return self.score_units * (self.width + 2) + 1
 
   @property
   def num_backbone_parameters(self) -> int:
@@ -166,8 +178,11 @@ class ModelConfig:
     return self.num_layers * block + embeddings + D
 
   def score_flops(self, tokens: int) -> float:
-    """FLOPs of the score head at so many positions, forward."""
-    return 4.0 * tokens * (self.width**2 + self.width)
+    """FLOPs of the score head at so many positions, forward.
+
+    2 E (D + 1) each: 4 D (D + 1) as released.
+    """
+    return 2.0 * tokens * self.score_units * (self.width + 1)
 
   def forward_flops(self, tokens: int, context: float) -> float:
     """FLOPs of one forward pass over `tokens` tokens, causal, no recompute.

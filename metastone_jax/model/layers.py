@@ -297,10 +297,10 @@ class Block(nnx.Module):
 
 
 class ScoreHead(nnx.Module):
-  """SPRM: Linear(D, 2D) -> ReLU -> Dropout -> Linear(2D, 1) (SPEC 1)."""
+  """SPRM: Linear(D, E) -> ReLU -> Dropout -> Linear(E, 1) (SPEC 1)."""
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-    D, E = config.width, 2 * config.width
+    D, E = config.width, config.score_units
     dtype = jnp.dtype(config.param_dtype)
 
     def uniform(shape, fan_in):

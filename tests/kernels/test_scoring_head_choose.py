@@ -20,6 +20,8 @@ def test_auto_follows_platform_and_shape():
     dict(places=65_537),
     dict(places=2**17 + 2),
     dict(width=96, hidden=192),
+    dict(hidden=128),
+    dict(hidden=1000),
     dict(width=6144, hidden=12_288),
     dict(width=2**15, hidden=2**16),
   ):
@@ -65,5 +67,14 @@ def test_blocks_fit_the_smallest_core():
     (5120, True): (1024, 512),
   }
   assert {key: found[key] for key in expected} == expected
+  for hidden in (768, 1152, 12_288):  # of another `model.score_width`
+    for backward in (False, True):
+      blocks = blocks_tpu.blocks(1536, hidden, backward)
+      assert blocks.vmem(1536, hidden, backward) <= 58 * 2**20
+      assert hidden % blocks.units == 0
+      assert blocks.marks // blocks.chunk < hidden // blocks.units
+      product = blocks_tpu.product_blocks(1536, hidden, blocks.marks)
+      assert hidden % product.units == 0
   assert blocks_tpu.blocks(2**15, 2**16) is None
+  assert blocks_tpu.blocks(1536, 128) is None
   assert blocks_tpu.blocks(96, 192) is None

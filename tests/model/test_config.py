@@ -23,8 +23,9 @@ def _counts(config):
   [
     dict(),
     dict(qkv_bias=True, qk_norm=True, tied_embeddings=True, feature_layer=2),
+    dict(score_width=40),
   ],
-  ids=['as it is', 'options'],
+  ids=['as it is', 'options', 'score_width'],
 )
 def test_the_formula_counts_the_actual_parameters(name, options):
   config = preset(name, **options)
@@ -47,6 +48,16 @@ def test_published_sizes(name, backbone, head):
   config = preset(name)
   assert config.num_backbone_parameters == backbone
   assert round(config.num_score_parameters / head, 2) == 1
+
+
+def test_a_mark_costs_two_operations_a_weight_of_the_head():
+  """And none of its biases."""
+  for options in ({}, dict(score_width=40)):
+    config = preset('tiny', **options)
+    units = options.get('score_width', 2 * 96)
+    assert config.score_units == units
+    assert config.num_score_parameters == 96 * units + units + units + 1
+    assert config.score_flops(7) == 7 * 2 * (96 * units + units)
 
 
 def test_tiny_is_about_400_thousand():
@@ -83,6 +94,7 @@ def test_forward_flops_is_two_per_weight_and_attention():
     (dict(feature_layer=0), 'feature_layer=0 must lie in'),
     (dict(width=0), 'width=0'),
     (dict(score_dropout=1.0), 'score_dropout=1.0'),
+    (dict(score_width=0), 'score_width=0 must be >= 1'),
     (dict(remat='some'), "remat='some'"),
     (dict(dtype='int8'), "dtype='int8'"),
     (dict(score_init='one'), "score_init='one'"),

@@ -136,7 +136,7 @@ def backbone_tensors(config: ModelConfig) -> Iterator[Tensor]:
 
 def score_tensors(config: ModelConfig) -> tuple[Tensor, ...]:
   """The released score head: Sequential(Linear, ReLU, Dropout, Linear)."""
-  D, E = config.width, 2 * config.width
+  D, E = config.width, config.score_units
   return (
     Tensor('0.weight', (E, D), (E, D), (1, 0), ('score_head', 'hidden_kernel')),
     Tensor('0.bias', (E,), (E,), (0,), ('score_head', 'hidden_bias')),

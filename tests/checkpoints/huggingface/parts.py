@@ -75,15 +75,15 @@ def transformers_model(name: str, **options):
   return model.eval()
 
 
-def torch_score_module(width: int = D, seed: int = 1):
-  """The released head, as the released code builds it."""
+def torch_score_module(width: int = D, seed: int = 1, units: int | None = None):
+  """The released head, as the released code builds it (2 x width units)."""
   torch = pytest.importorskip('torch')
   torch.manual_seed(seed)
   return torch.nn.Sequential(
-    torch.nn.Linear(width, 2 * width),
+    torch.nn.Linear(width, units or 2 * width),
     torch.nn.ReLU(),
     torch.nn.Dropout(0.5),
-    torch.nn.Linear(2 * width, 1),
+    torch.nn.Linear(units or 2 * width, 1),
   ).eval()
 
 

@@ -328,8 +328,9 @@ def test_a_head_of_parameters_is_a_state_dict_too(tmp_path):
   _, got = parts.load(tmp_path)
   jax.tree.map(np.testing.assert_array_equal, got, want)
   with Pretrained(tmp_path) as pretrained:
-    with pytest.raises(UserError, match='no score head file /gone'):
-      pretrained.load(pretrained.config, Sharder(), score_module_path='/gone')
+    assert pretrained.has_score_head()
+  with pytest.raises(UserError, match='no score head file /gone'):
+    Pretrained(tmp_path, score_module_path='/gone')
 
 
 def test_what_the_weights_fix_cannot_be_chosen(tmp_path):
