@@ -1,0 +1,1 @@
+"""What the points of a sweep do: they train, draw, fit and judge."""
