@@ -44,8 +44,8 @@ class LogLinearFit:
     level: coverage of all intervals.
     sigma: standard deviation of a point about the line (n - 2).
     residual_n: accuracy minus the line.
-    centre: mean of ln C.
-    spread: sum of squares of ln C about its mean.
+    compute_n: of the points.
+    accuracy_n: of the points.
   """
 
   intercept: float
@@ -58,8 +58,8 @@ class LogLinearFit:
   level: float
   sigma: float
   residual_n: np.ndarray
-  centre: float
-  spread: float
+  compute_n: np.ndarray
+  accuracy_n: np.ndarray
 
   @property
   def per_doubling(self) -> float:
@@ -74,16 +74,18 @@ class LogLinearFit:
 
   def predict(self, compute) -> np.ndarray:
     """The line at these computes, of any shape."""
-    x = _logarithms(compute)
+    x = points.log_compute(compute, None)
     return self.intercept + self.slope * x
 
   def band(self, compute) -> tuple[np.ndarray, np.ndarray]:
     """(low, high) of the mean accuracy at these computes, each by itself."""
-    off = _logarithms(compute) - self.centre
+    x_n = np.log(self.compute_n)
+    off = points.log_compute(compute, None) - x_n.mean()
+    spread = ((x_n - x_n.mean()) ** 2).sum()
     half = (
       stats.t.isf((1 - self.level) / 2, self.n - 2)
       * self.sigma
-      * np.sqrt(1 / self.n + off**2 / self.spread)
+      * np.sqrt(1 / self.n + off**2 / spread)
     )
     middle = self.predict(compute)
     return middle - half, middle + half
@@ -135,8 +137,8 @@ def fit_log_linear(
     level=level,
     sigma=sigma,
     residual_n=residual_n,
-    centre=centre,
-    spread=spread,
+    compute_n=np.asarray(compute_n, np.float64),
+    accuracy_n=y_n,
   )
 
 
@@ -226,13 +228,13 @@ class LawFit:
 
   def predict(self, compute) -> np.ndarray:
     """The law at these computes, of any shape."""
-    x = _logarithms(compute)
+    x = points.log_compute(compute, None)
     found = self.profile.curve(x.ravel(), [self.shape], self.beta_p[None])
     return found[0].reshape(x.shape)
 
   def band(self, compute) -> tuple[np.ndarray, np.ndarray]:
     """(low, high) of the law at these computes, each by itself."""
-    x = _logarithms(compute)
+    x = points.log_compute(compute, None)
     u = x.ravel() - self.profile.frame.lowest
     form_Gmp = self.profile.law.basis(u, self.region.t_G)
     low, high = self.region.interval(form_Gmp)
@@ -264,19 +266,12 @@ def fit_law(
     UserError: unknown law, too few points or different computes for it, or
       points as `fit_log_linear` refuses them.
   """
-  law = law_named(name)
   points.check_level(level)
-  what = f'the {name} law'
-  fewest = len(law.names) + (sigma_n is None)
-  x_n, y_n = points.checked(compute_n, accuracy_n, fewest=fewest, what=what)
-  different = points.distinct(x_n)
-  if different < law.computes:
-    raise UserError(
-      f'{what} needs at least {law.computes} different computes, there are '
-      f'{different}; add points or fit a simpler law'
-    )
+  law, x_n, y_n = prepared(
+    name, compute_n, accuracy_n, noise_known=sigma_n is not None
+  )
   if sigma_n is not None:
-    sigma_n = _standard_errors(sigma_n, len(x_n))
+    sigma_n = points.standard_errors(sigma_n, len(x_n))
   profile = Profile(law, x_n, sigma_n)
   shape, beta_p, sse = profile.best(y_n)
   df = len(x_n) - len(law.names)
@@ -296,7 +291,7 @@ def fit_law(
     sse=sse,
     sigma=sigma,
     residual_n=y_n - profile.curve(x_n, [shape], beta_p[None])[0],
-    compute_n=np.exp(x_n),
+    compute_n=np.asarray(compute_n, np.float64),
     accuracy_n=y_n,
     note=_note(law, region, params),
     profile=profile,
@@ -304,6 +299,26 @@ def fit_law(
     shape=shape,
     beta_p=beta_p,
   )
+
+
+def prepared(
+  name: str, compute_n, accuracy_n, *, noise_known: bool
+) -> tuple[Law, np.ndarray, np.ndarray]:
+  """(law, ln compute, accuracy) that the law can be fitted to.
+
+  One point more than the law has parameters tells the noise, where nothing
+  else does.
+  """
+  law, what = law_named(name), f'the {name} law'
+  fewest = len(law.names) + (not noise_known)
+  x_n, y_n = points.checked(compute_n, accuracy_n, fewest=fewest, what=what)
+  different = points.distinct(x_n)
+  if different < law.computes:
+    raise UserError(
+      f'{what} needs at least {law.computes} different computes, there are '
+      f'{different}; add points or fit a simpler law'
+    )
+  return law, x_n, y_n
 
 
 def law_named(name: str) -> Law:
@@ -365,18 +380,3 @@ def _note(law: Law, region: Region, params) -> str:
     if is_open
   ]
   return f'the points do not bound the bend on its {" and ".join(sides)} side'
-
-
-def _standard_errors(sigma_n, n: int) -> np.ndarray:
-  sigma_n = points.numbers('sigma', sigma_n)
-  if len(sigma_n) != n or (sigma_n <= 0).any():
-    raise UserError(
-      f'sigma_n must be {n} standard errors above 0, one a point: got '
-      f'{len(sigma_n)}, the least is {sigma_n.min(initial=math.inf):g}'
-    )
-  return sigma_n
-
-
-def _logarithms(compute) -> np.ndarray:
-  """ln of computes of any shape."""
-  return points.log_compute(compute, ndim=np.ndim(compute))

@@ -10,28 +10,26 @@ import numpy as np
 from metastone_jax.errors import UserError
 
 
-def numbers(name: str, values, ndim: int = 1) -> np.ndarray:
-  """Float64 of the wanted number of axes; anything else is a UserError."""
+def numbers(name: str, values, ndim: int | None = 1) -> np.ndarray:
+  """Float64 of 0, 1, 2 or (None) any axes; anything else is a UserError."""
   try:
     values = np.asarray(values, np.float64)
   except (TypeError, ValueError) as error:
     raise UserError(f'{name} must be numbers: {error}') from error
-  if values.ndim != ndim:
-    raise UserError(
-      f'{name} must have {ndim} axis (one value a point): got the shape '
-      f'{values.shape}'
-    )
+  if ndim is not None and values.ndim != ndim:
+    wanted = ('one number', 'one value a point', 'problems x points')
+    raise UserError(f'{name} must be {wanted[ndim]}: got shape {values.shape}')
   if not np.isfinite(values).all():
     raise UserError(f'{name} must be finite: got {_first(values, np.isfinite)}')
   return values
 
 
-def log_compute(compute, name: str = 'compute', ndim: int = 1) -> np.ndarray:
+def log_compute(compute, ndim: int | None = 1) -> np.ndarray:
   """Natural logarithm of positive, finite computes."""
-  compute = numbers(name, compute, ndim)
+  compute = numbers('compute', compute, ndim)
   if (compute <= 0).any():
     raise UserError(
-      f'{name} must be above 0, its logarithm is fitted: got '
+      'compute must be above 0, its logarithm is fitted: got '
       f'{_first(compute, lambda x: x > 0)}'
     )
   return np.log(compute)
@@ -71,6 +69,17 @@ def checked(
       f'{float(np.exp(x_n[0])):.6g}; a fit needs points at different computes'
     )
   return x_n, y_n
+
+
+def standard_errors(sigma_n, n: int) -> np.ndarray:
+  """Float64 (n,) of standard errors above 0."""
+  sigma_n = numbers('sigma_n', sigma_n)
+  if len(sigma_n) != n or (sigma_n <= 0).any():
+    raise UserError(
+      f'sigma_n must be {n} standard errors above 0, one a point: got '
+      f'{len(sigma_n)}, the least is {sigma_n.min(initial=np.inf):g}'
+    )
+  return sigma_n
 
 
 def check_level(level: float) -> None:
