@@ -4,7 +4,8 @@
     [--tunix_python=PATH]
 
 - refills: the engine against a fixed batch of ours, on unequal lengths;
-- scoring: the engine with and without scores (20 rounds at least);
+- scoring: the engine without scores, with scores in the loop, and with a
+  separate reward model of the same backbone behind it (20 rounds at least);
 - prompt: k candidates of one prompt against k copies of it;
 - transformers: generate and a second scoring pass, as released and batched
   (needs the package's extras for export);
