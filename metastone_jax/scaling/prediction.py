@@ -19,7 +19,7 @@ from metastone_jax.scaling import bootstrap, fits, points
 
 # How far beyond the data compute is searched, as ln: a factor of 1e30.
 _REACH = 30 * math.log(10)
-_STEPS = 4000
+_INSIDE, _OUTSIDE = 200, 300  # places searched within the data, on each side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def compute_for(
     fit = fits.fit_law('linear', fit.compute_n, fit.accuracy_n, level=fit.level)
   compute = _crossing(fit, fit.shape, fit.beta_p, target)
   if accuracy_PM is None:
-    low, high = _band_limits(fit, target)
+    low, high = _band_limits(fit, target, compute)
   else:
     low, high = _problem_limits(fit, target, accuracy_PM, resamples, seed)
   return Prediction(compute, low, high, _note(fit, target, compute, low))
@@ -108,19 +108,22 @@ def _rise(profile, shape, beta_p, target) -> float:
   return -math.inf if slope <= 0 < after else math.inf
 
 
-def _band_limits(fit, target: float) -> tuple[float, float]:
+def _band_limits(fit, target: float, compute: float) -> tuple[float, float]:
   """The computes whose band holds the target: the least and the most."""
   x_n = np.log(fit.compute_n)
-  inside_x = np.linspace(x_n.min(), x_n.max(), _STEPS // 10)
+  inside = np.linspace(x_n.min(), x_n.max(), _INSIDE)
   # Beyond the data in steps that grow: accuracy is a function of ln C.
-  far = np.geomspace(1e-4, 1.0, _STEPS // 4) * _REACH
-  x = np.concatenate([x_n.min() - far[::-1], inside_x, x_n.max() + far])
+  far = np.geomspace(1e-4, 1.0, _OUTSIDE) * _REACH
+  x = np.concatenate([x_n.min() - far[::-1], inside, x_n.max() + far])
+  # The law's own answer is in the interval, however narrow that is.
+  answer = np.log([compute] if 0 < compute < math.inf else [])
+  x = np.union1d(x, answer)
 
   def holds(at):
     low, high = fit.band(np.exp(at))
     return (low <= target) & (target <= high)
 
-  held = np.flatnonzero(holds(x))
+  held = np.flatnonzero(holds(x) | np.isin(x, answer))
   if not len(held):
     # The band misses the target at every compute searched.
     low, _ = fit.band(np.exp(x))
@@ -129,7 +132,7 @@ def _band_limits(fit, target: float) -> tuple[float, float]:
 
   def edge(inner, outer):
     """Bisects between a compute in the interval and one outside."""
-    for _ in range(60):
+    for _ in range(45):
       middle = (inner + outer) / 2
       if bool(holds(np.array([middle]))[0]):
         inner = middle

@@ -92,21 +92,23 @@ def select(
     try:
       fitted[name] = fits.fit_law(name, compute_n, accuracy_n)
     except UserError as error:
-      left_out.append((name, str(error)))
+      left_out.append(str(error))
   if not fitted:
-    raise UserError(left_out[0][1])
+    raise UserError(left_out[0])
   simplest = next(iter(fitted))
   if len(x_n) < FEWEST:
     why = (
       f'{len(x_n)} points are too few to hold any out ({FEWEST} are needed): '
       f'the laws are not compared, the simplest ({simplest}) is taken'
     )
-    return Selection({}, simplest, why, fitted)
+    return Selection(
+      {}, simplest, '; left out: '.join([why, *left_out]), fitted
+    )
   able = [name for name in fitted if _can_be_held_out(laws.LAWS[name], x_n)]
   for name in fitted:
     if name not in able:
       left_out.append(
-        (name, f'the {name} law has too many parameters to hold a point out')
+        f'the {name} law has too many parameters to hold a point out'
       )
   if not able:
     why = f'no law can be fitted with a point held out; {simplest} is taken'
@@ -124,7 +126,7 @@ def select(
     for i, name in enumerate(able)
   }
   chosen, why = _choose(able, square_Lm, forward_Lm, points.rounding(y_n))
-  why += ''.join(f'; left out: {reason}' for _, reason in left_out)
+  why = '; left out: '.join([why, *left_out])
   return Selection(errors, chosen, why, fitted)
 
 
