@@ -73,6 +73,8 @@ def compute_for(
     low, high = _band_limits(fit, target, compute)
   else:
     low, high = _problem_limits(fit, target, accuracy_PM, resamples, seed)
+  # Infinite or 0, where a law that falls may meet the target on its way down.
+  low, high = min(low, compute), max(high, compute)
   return Prediction(compute, low, high, _note(fit, target, compute, low))
 
 
@@ -89,6 +91,8 @@ def _rise(profile, shape, beta_p, target) -> float:
   lowest, name = profile.frame.lowest, profile.law.name
   start, slope = float(beta_p[0]), float(beta_p[1])
   missing = target - start
+  if not beta_p[1:].any():
+    return math.inf if missing > 0 else -math.inf
   if name == 'saturating':
     # start + slope (1 - exp(-rate u)) / rate.
     rate = math.exp(shape)

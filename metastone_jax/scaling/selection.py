@@ -28,6 +28,7 @@ from metastone_jax.scaling.profile import Profile
 FEWEST = 5
 # Held-out computes below which an error decides nothing.
 _TELLING = 3
+_HUGE = 1e100  # of a squared error; its own square is still a number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,10 +175,12 @@ def _squares(names, x_n, y_n, kept, start: int = 0) -> np.ndarray:
 def _worse(square_Lm: np.ndarray, rounding: float) -> np.ndarray:
   """Which laws have a larger error than the best, by one standard error."""
   number = square_Lm.shape[1]
+  square_Lm = np.minimum(square_Lm, _HUGE)
   best = square_Lm.mean(axis=1).argmin()
   more_Lm = square_Lm - square_Lm[best]
   error_L = more_Lm.std(axis=1, ddof=1) / math.sqrt(number)
-  return more_Lm.mean(axis=1) > error_L + rounding
+  # A single wild error is worse by one standard error, exactly: it counts.
+  return more_Lm.mean(axis=1) > (1 - 1e-6) * error_L + rounding
 
 
 def _choose(names, square_Lm, forward_Lm, rounding) -> tuple[str, str]:

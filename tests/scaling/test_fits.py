@@ -170,7 +170,7 @@ def test_r2_interval_covers():
   ],
 )
 def test_intervals_cover(name, n, noise, runs):
-  """z instead of t, or Wald for rate and bend, would fail here."""
+  """With z instead of t, say, each of these fails."""
   shares = law_coverage.held(name, n, noise, runs, seed=3)
   assert all(held_share(share, runs) for share in shares.values()), shares
 

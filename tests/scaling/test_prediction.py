@@ -83,7 +83,8 @@ def test_above_the_ceiling():
 def test_laws_that_fall():
   falling = scaling.fit_law('linear', C_N, 60 - 3 * np.log(C_N))
   found = scaling.compute_for(falling, 70)
-  assert found.compute == math.inf and 'does not rise' in found.note
+  assert found.compute == found.high == math.inf
+  assert 'does not rise' in found.note
   peak = scaling.fit_law(
     'broken', C_N, 30 + 5 * np.log(C_N) - 8 * np.maximum(np.log(C_N) - 4, 0)
   )
@@ -103,6 +104,9 @@ def test_flat_points_predict_nothing():
   fit = scaling.fit_law('linear', C_N, 50 + rng.standard_normal(9))
   found = scaling.compute_for(fit, 60)
   assert found.high == math.inf
+  exact = scaling.fit_law('linear', C_N, np.full(9, 0.5))
+  assert scaling.compute_for(exact, 0.6).compute == math.inf
+  assert scaling.compute_for(exact, 0.4).compute == 0
 
 
 def test_another_unit_is_noticed():

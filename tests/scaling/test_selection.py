@@ -7,6 +7,7 @@ import pytest
 
 from metastone_jax import scaling
 from metastone_jax.errors import UserError
+from metastone_jax.scaling import selection
 from tests.evidence import law_coverage
 
 
@@ -81,6 +82,14 @@ def test_exact_ties_go_to_the_simplest():
   assert straight.chosen == 'linear'
   flat = scaling.select(compute_n, np.full(8, 0.25))
   assert flat.chosen == 'linear'
+
+
+def test_one_wild_error_counts():
+  square_Lm = np.array([[1.0, 1, 1, 1e300], [1, 1, 1, 1], [1, 1, 1, 1.1]])
+  assert selection._worse(square_Lm, 0.0).tolist() == [True, False, True]
+  # By hand: differences 0.5 and 0.1, mean 0.3, standard error 0.2 or 0.4.
+  assert selection._worse(np.array([[0, 0], [0.5, 0.1]]), 0.0)[1]
+  assert not selection._worse(np.array([[0, 0], [0.7, -0.1]]), 0.0)[1]
 
 
 def test_refuses():
