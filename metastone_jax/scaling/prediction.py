@@ -91,7 +91,7 @@ def _rise(profile, shape, beta_p, target) -> float:
   lowest, name = profile.frame.lowest, profile.law.name
   start, slope = float(beta_p[0]), float(beta_p[1])
   missing = target - start
-  if not beta_p[1:].any():
+  if np.abs(beta_p[1:]).max() * _REACH <= 1e-12 * abs(start):  # flat
     return math.inf if missing > 0 else -math.inf
   if name == 'saturating':
     # start + slope (1 - exp(-rate u)) / rate.
