@@ -39,7 +39,7 @@ _DRAW = dict(
   problems=256,  # held out
   samples=128,  # a problem: at k = 64 every sample is in half of all subsets
   ks=(1, 2, 4, 8, 16, 32, 64),
-  first_milestones=(5, 10),  # tokens, where pruning looks first: 1 or 2 steps
+  first_milestones=(10, 20),  # tokens, where pruning looks first: 2 or 4 steps
   slots=512,  # responses that are drawn at a time
 )
 _SMOKE_RUN = {
