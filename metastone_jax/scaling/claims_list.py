@@ -1,0 +1,329 @@
+"""The claims that are tested, as data: who against whom, by what, how decided.
+
+A claim compares two sides on the same held-out problems. A SIDE is an arm (a
+fitted head, `configs/sweeps/claims.py`) with a rule that makes one answer of k
+samples and, for rules that read a score, how step scores become a trace score.
+MAIN is the arm that the rest is compared with: in the tiny set the recipe's own
+(a small new backbone has to make the feature, so the head's whole gradient
+reaches it), in the pretrained set the paper's (gradient times 1e-4).
+
+Sources: numbers of the paper are those of SPEC 8 (AIME24).
+"""
+
+import dataclasses
+
+TINY, SMOLLM2 = 'tiny', 'smollm2'
+SETS = {
+  TINY: 'the tiny tasks, from scratch',
+  SMOLLM2: 'SmolLM2-135M-Instruct, a pretrained backbone',
+}
+MAIN = {TINY: 'full', SMOLLM2: 'scale-1e-4'}
+
+BETTER, NO_WORSE = 'better', 'no worse'
+ACCURACY, AUC = 'accuracy', 'AUC'
+# Of 'better': a gain below it would not matter. Of 'no worse': a loss below it
+# would not.
+MATTERS = 0.01
+TOLERATED = 0.02
+
+RULES = ('best', 'vote', 'majority', 'single')
+
+# What each arm is, in words; also the order of the tables.
+ARMS = {
+  'full': 'BCE, whole gradient into the backbone',
+  'scale-1e-4': 'BCE, gradient into the backbone times 1e-4',
+  'frozen': 'BCE, backbone frozen',
+  'full-spr': 'SPR, whole gradient',
+  'full-soft': 'soft labels, whole gradient',
+  'frozen-spr': 'SPR, backbone frozen',
+  'frozen-soft': 'soft labels, backbone frozen',
+  'layer-1': 'feature behind block 1 of 4',
+  'layer-2': 'feature behind block 2 of 4',
+  'position-at': 'feature at the mark, not before it',
+  'width-half': 'D / 2 hidden units instead of 2 D',
+  'width-4x': '8 D hidden units instead of 2 D',
+  'outcome': 'trained and read at the last thinking position alone',
+  'prm': 'a separate reward model: a copy of the backbone, trained whole',
+  'self-certainty': 'no head: how sure the policy is of each token',
+  'log-prob': 'no head: mean log-probability of the tokens',
+  'later': 'head fitted at a later checkpoint, judging its samples',
+  'transfer': 'head of the first checkpoint, judging the later samples',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+  """One side of a contrast.
+
+  Attributes:
+    arm: a key of `ARMS`, or 'main'.
+    rule: of `RULES`: best-of-k by the score, score-weighted vote, majority
+      vote, or one sample (the last two read no score).
+    aggregator: of step scores; '' = the arm's own.
+  """
+
+  arm: str = 'main'
+  rule: str = 'best'
+  aggregator: str = ''
+
+  def of_set(self, name: str) -> 'Side':
+    """With the arm that 'main' stands for in this set."""
+    if self.arm != 'main':
+      return self
+    return dataclasses.replace(self, arm=MAIN[name])
+
+  def __str__(self) -> str:
+    """`full, geometric`, `majority vote (full)`."""
+    if self.rule in ('majority', 'single'):
+      return {'majority': 'majority vote', 'single': 'one sample'}[self.rule]
+    words = [self.arm, self.aggregator, 'vote' * (self.rule == 'vote')]
+    return ', '.join(word for word in words if word)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """One sentence that samples can support or not.
+
+  Attributes:
+    id: short, unique.
+    text: the claim, in words.
+    source: who says so, with its number; 'not in the paper' for a question
+      that it leaves open.
+    a: the side that is claimed to be better, or no worse.
+    b: the other.
+    kind: BETTER or NO_WORSE.
+    metric: ACCURACY of the answer from k samples, or AUC within a problem.
+    margin: see MATTERS and TOLERATED; a share.
+    sets: of `SETS`, where it is tested.
+  """
+
+  id: str
+  text: str
+  source: str
+  a: Side
+  b: Side
+  kind: str = BETTER
+  metric: str = ACCURACY
+  margin: float = MATTERS
+  sets: tuple[str, ...] = (TINY, SMOLLM2)
+
+  def sides(self, name: str) -> tuple[Side, Side]:
+    """(a, b) of a set."""
+    return self.a.of_set(name), self.b.of_set(name)
+
+
+def _no_worse(id, text, source, a, b, **options) -> Claim:
+  return Claim(id, text, source, a, b, NO_WORSE, margin=TOLERATED, **options)
+
+
+_MAIN = Side()
+_GEOMETRIC = Side(aggregator='geometric')
+_OPEN = 'not in the paper'
+_ONLY_TINY = dict(sets=(TINY,))
+
+CLAIMS: tuple[Claim, ...] = (
+  Claim(
+    'arithmetic',
+    'Geometric mean of step scores beats the arithmetic mean',
+    'paper: 53.1 against 52.9',
+    _GEOMETRIC,
+    Side(aggregator='arithmetic'),
+  ),
+  Claim(
+    'product',
+    'Geometric mean beats the product',
+    'paper: 53.1 against 44.2',
+    _GEOMETRIC,
+    Side(aggregator='product'),
+  ),
+  Claim(
+    'last-step',
+    'Geometric mean beats the last step alone',
+    'paper: 53.1 against 48.5',
+    _GEOMETRIC,
+    Side(aggregator='last'),
+  ),
+  Claim(
+    'min',
+    'Geometric mean beats the lowest step',
+    _OPEN,
+    _GEOMETRIC,
+    Side(aggregator='min'),
+  ),
+  Claim(
+    'spr',
+    'The SPR loss beats plain BCE',
+    'paper: 70.2 against 69.1 (7B, k = 32)',
+    Side('full-spr'),
+    Side('full'),
+    **_ONLY_TINY,
+  ),
+  Claim(
+    'spr-frozen',
+    'The SPR loss beats plain BCE on a frozen backbone',
+    'paper: 70.2 against 69.1 (its gradient is nearly off)',
+    Side('frozen-spr'),
+    Side('frozen'),
+  ),
+  Claim(
+    'spr-auc',
+    'The SPR loss tells right from wrong better than BCE',
+    'paper: SPR widens the gap between right and wrong traces',
+    Side('frozen-spr'),
+    Side('frozen'),
+    metric=AUC,
+  ),
+  Claim(
+    'soft',
+    'Soft labels beat plain BCE',
+    _OPEN,
+    Side('full-soft'),
+    Side('full'),
+    **_ONLY_TINY,
+  ),
+  Claim(
+    'soft-frozen',
+    'Soft labels beat plain BCE on a frozen backbone',
+    _OPEN,
+    Side('frozen-soft'),
+    Side('frozen'),
+    **_ONLY_TINY,
+  ),
+  _no_worse(
+    'prm',
+    'The small head loses nothing against a separate reward model',
+    'paper: 66.3 against 60.1 of a 72B reward model',
+    _MAIN,
+    Side('prm'),
+  ),
+  _no_worse(
+    'prm-auc',
+    'Nor does it tell right from wrong less well than that',
+    _OPEN,
+    _MAIN,
+    Side('prm'),
+    metric=AUC,
+  ),
+  _no_worse(
+    'scale',
+    'A gradient of 1e-4 into the backbone is enough',
+    'released code: 1e-4',
+    Side('scale-1e-4'),
+    Side('full'),
+  ),
+  Claim(
+    'train-backbone',
+    'A gradient of 1e-4 into the backbone beats a frozen one',
+    'released code: 1e-4, not 0',
+    Side('scale-1e-4'),
+    Side('frozen'),
+  ),
+  Claim(
+    'layer-1',
+    'The feature before the last block beats the one behind block 1',
+    'paper: takes the former, shows no other',
+    Side('full'),
+    Side('layer-1'),
+    **_ONLY_TINY,
+  ),
+  Claim(
+    'layer-2',
+    'The feature before the last block beats the one behind block 2',
+    'paper: takes the former, shows no other',
+    Side('full'),
+    Side('layer-2'),
+    **_ONLY_TINY,
+  ),
+  _no_worse(
+    'position',
+    'The position before the mark loses nothing against the mark itself',
+    'paper: takes the former, shows no other',
+    Side('full'),
+    Side('position-at'),
+    **_ONLY_TINY,
+  ),
+  _no_worse(
+    'width-4x',
+    'Four times the hidden units would gain nothing',
+    'paper: 2 D, shows no other',
+    Side('full'),
+    Side('width-4x'),
+    **_ONLY_TINY,
+  ),
+  _no_worse(
+    'width-half',
+    'A quarter of the hidden units is enough',
+    _OPEN,
+    Side('width-half'),
+    Side('full'),
+    **_ONLY_TINY,
+  ),
+  Claim(
+    'outcome',
+    'Step scores beat one score of the whole trace',
+    _OPEN,
+    _MAIN,
+    Side('outcome'),
+  ),
+  Claim(
+    'majority',
+    'Best-of-k by the head beats the majority vote',
+    _OPEN,
+    _MAIN,
+    Side(rule='majority'),
+  ),
+  Claim(
+    'vote',
+    'Best-of-k beats the vote weighted by the same scores',
+    _OPEN,
+    _MAIN,
+    Side(rule='vote'),
+  ),
+  Claim(
+    'vote-majority',
+    'The weighted vote beats the majority vote',
+    _OPEN,
+    Side(rule='vote'),
+    Side(rule='majority'),
+  ),
+  Claim(
+    'self-certainty',
+    'The head beats self-certainty of the policy',
+    _OPEN,
+    _MAIN,
+    Side('self-certainty'),
+  ),
+  Claim(
+    'log-prob',
+    "The head beats the policy's mean log-probability",
+    _OPEN,
+    _MAIN,
+    Side('log-prob'),
+  ),
+  _no_worse(
+    'transfer',
+    'A head stays as good when the policy moves on',
+    _OPEN,
+    Side('transfer'),
+    Side('later'),
+    **_ONLY_TINY,
+  ),
+  Claim(
+    'transfer-majority',
+    'A head of an earlier checkpoint still beats the majority vote',
+    _OPEN,
+    Side('transfer'),
+    Side('transfer', rule='majority'),
+    **_ONLY_TINY,
+  ),
+)
+
+
+def of_set(name: str) -> tuple[Claim, ...]:
+  """The claims that are tested in a set."""
+  return tuple(claim for claim in CLAIMS if name in claim.sets)
+
+
+def arms_of(name: str) -> set[str]:
+  """The arms that they need."""
+  return {side.arm for c in of_set(name) for side in c.sides(name)}
