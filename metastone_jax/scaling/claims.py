@@ -16,9 +16,9 @@ the mean difference errs for two reasons: other problems, other seeds.
 with the mean squares of the two-way table. Each part has a t of its own (Zou
 and Donner 2008), because Satterthwaite's one t covers as little as 90 % with 3
 seeds where these differ a lot; this covers 94 to 97 %. With two seeds MS_rest
-is not taken off, else a variance from two numbers vanishes too often (97 to 99 %
-then). With one
-seed only other problems are accounted for, and the page says so.
+is not taken off, else a variance from two numbers vanishes too often; that
+covers 97 to 99 %. With one seed only other problems are accounted for, and the
+page says so.
 
 AUC within problems is a ratio of sums over problems; its intervals are those of
 its linear form, AUC + (wins_p - AUC pairs_p) / mean(pairs).

@@ -168,7 +168,7 @@ CLAIMS: tuple[Claim, ...] = (
   Claim(
     'spr-auc',
     'The SPR loss tells right from wrong better than BCE',
-    'paper: SPR widens the gap between right and wrong traces',
+    _OPEN,
     Side('frozen-spr'),
     Side('frozen'),
     metric=AUC,

@@ -83,7 +83,9 @@ def plot_verdicts(
     ticker.FixedLocator([-80, -40, -20, -10, -5, -2, 0, 2, 5, 10, 20, 40, 80])
   )
   ax.xaxis.set_minor_locator(ticker.NullLocator())
-  ax.xaxis.set_major_formatter(ticker.FormatStrFormatter('%+g'))
+  ax.xaxis.set_major_formatter(
+    ticker.FuncFormatter(lambda x, _: f'{x:+g}' if x else '0')
+  )
   ax.set_xlabel(
     'difference: percentage points, or AUC x 100 (squares); '
     f'{100 * claims.LEVEL:g} % interval; logarithmic beyond 10',

@@ -71,7 +71,7 @@ def page(
     sets: of `claims_list.SETS`, also those of which nothing is done.
     command: that makes the page.
     facts: lines on machine and versions.
-    arithmetic: lines of the table of parameters saved at real sizes.
+    arithmetic: paragraphs on the parameters saved at real sizes.
     notes: Markdown that is appended as it is.
   """
   parts = [
@@ -86,15 +86,10 @@ def page(
   parts += [headline(one) for one in sets if one.arms]
   parts.append(_METHOD)
   for one in sets:
-    parts.append(f'## {_capital(claims_list.SETS[one.name])}')
+    parts.append(f'## {capital(claims_list.SETS[one.name])}')
     parts.append(_set_section(one) if one.arms else not_run(one))
   parts.append('## Parameters saved, at real sizes')
-  parts.append(
-    'Arithmetic, not measurement: the score head against a separate reward '
-    'model of the same backbone, 8 traces of 8,192 tokens a problem. The paper '
-    'says that over 99 % of the parameters are saved.'
-  )
-  parts.append('\n'.join(arithmetic))
+  parts += arithmetic
   if notes:
     parts.append(notes.strip())
   return '\n\n'.join(parts) + '\n'
@@ -128,7 +123,7 @@ def headline(one: SetReport) -> str:
   words = ', '.join(f'{count} {verdict}' for verdict, count in counts.items())
   more = f', {rest} not measured' if rest else ''
   return (
-    f'**{_capital(claims_list.SETS[one.name])}**: of {len(one.findings)} '
+    f'**{capital(claims_list.SETS[one.name])}**: of {len(one.findings)} '
     f'claims {words}{more}.'
   )
 
@@ -144,19 +139,19 @@ def _set_section(one: SetReport) -> str:
     f'`{one.command}`: {P} held-out problems, {N} samples of each; k = '
     f'{one.k}. {_seeds_sentence(one)} {_time_sentence(one)}',
     '### Verdicts',
-    tables.markdown_table(*verdict_table(one.findings)),
+    table(*verdict_table(one.findings), words=3),
     *(f'![{caption}]({name})' for caption, name in one.pictures),
     '### Arms',
-    tables.markdown_table(*arm_table(one)),
+    table(*arm_table(one), words=2),
     'KL: how far the backbone of the policy moved on its own held-out '
     'responses, nats a token; LM: its language-model loss on them before and '
     'after. A separate reward model leaves the policy as it is.',
     '### What judging costs',
-    tables.markdown_table(*cost_table(one)),
+    table(*cost_table(one)),
     'FLOPs are counted, a problem with all its samples. Measured times of '
     'scoring: `python -m tests.benchmarks.sampler --case=scoring`.',
     '### Rules against k',
-    tables.markdown_table(*rule_table(one)),
+    table(*rule_table(one)),
   ]
   return '\n\n'.join(parts)
 
@@ -190,6 +185,18 @@ def _time_sentence(one: SetReport) -> str:
     f'{name} {duration(seconds)}' for name, seconds in one.seconds.items()
   )
   return f'Time of all workers together: {duration(total)} ({listed}).'
+
+
+def table(
+  header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1
+) -> str:
+  """A Markdown table; the first `words` columns left-aligned."""
+  lines = [
+    header,
+    ['---'] * words + ['---:'] * (len(header) - words),
+    *rows,
+  ]
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
 def verdict_table(findings: Sequence[Finding]) -> tables.Table:
@@ -358,13 +365,14 @@ def duration(seconds: float) -> str:
   return f'{seconds / 3600:.1f} h'
 
 
+def capital(text: str) -> str:
+  """With a capital first letter."""
+  return text[0].upper() + text[1:]
+
+
 def _number(value: Any, form: str) -> str:
   return '' if value is None else format(value, form)
 
 
 def _plural(count: int, word: str) -> str:
   return word if count == 1 else f'{word}s'
-
-
-def _capital(text: str) -> str:
-  return text[0].upper() + text[1:]

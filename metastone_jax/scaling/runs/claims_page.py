@@ -1,0 +1,204 @@
+"""The page of the claims, docs/claims.md, from what a sweep's workdir holds.
+
+Contract: everything is computed anew from the arms' `judged.npz` and
+`about.json` of all points that are done (those with a `rows.json`), of both
+sets, whichever of them the config names: they share a workdir. What is not done
+is named. Pictures are written beside the page, the page last; notes in
+`NAME_notes.md` beside it are appended as they are.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+import metastone_jax
+from metastone_jax.errors import UserError
+from metastone_jax.scaling import (
+  claims,
+  claims_list,
+  claims_plots,
+  claims_report,
+)
+from metastone_jax.scaling.claims import Arm
+from metastone_jax.scaling.judged import About, Judged
+from metastone_jax.scaling.runs import head_cost
+from metastone_jax.telemetry import files
+
+# Arms whose aggregators are drawn, besides the main one.
+_AGGREGATED = ('frozen', 'full-spr', 'frozen-spr', 'prm')
+
+
+def write(
+  config: Mapping[str, Any],
+  workdir: epath.PathLike,
+  page: epath.PathLike,
+  rows: Sequence[Mapping[str, Any]],
+  *,
+  command: str,
+) -> list[epath.Path]:
+  """Writes the page and its pictures.
+
+  Args:
+    config: of the sweep: points {name, kind, set, arm, seed}, options {k of
+      best-of-k, commands: set -> the command that runs it}.
+    workdir: of the sweep.
+    page: Markdown file to write; pictures beside it begin with its name.
+    rows: the sweep's table, which this page does not need.
+    command: that made the page.
+
+  Returns:
+    Paths written, the page last.
+
+  Raises:
+    UserError: a point that cannot be read, arms that judge different problems.
+  """
+  del rows
+  workdir, page = epath.Path(workdir), epath.Path(page)
+  done = _read(workdir)
+  written, sets = [], []
+  page.parent.mkdir(parents=True, exist_ok=True)
+  for name in claims_list.SETS:
+    one = _set_report(config, name, done.get(name, ({}, {})))
+    if one.arms:
+      pictures = _pictures(one, page)
+      written += [page.parent / file for _, file in pictures]
+      one = dataclasses.replace(one, pictures=pictures)
+    sets.append(one)
+  notes = page.parent / f'{page.stem}_notes.md'
+  text = claims_report.page(
+    sets,
+    command=command,
+    facts=_facts(),
+    arithmetic=_arithmetic(),
+    notes=notes.read_text() if notes.exists() else '',
+  )
+  files.write_text_atomic(page, text)
+  return [*written, page]
+
+
+def read_arms(workdir: epath.PathLike) -> dict[str, dict]:
+  """Set -> {(arm, seed): Arm}, of the points of a workdir that are done.
+
+  Raises:
+    UserError: two points judge the same arm and seed, or one cannot be read.
+  """
+  return {name: arms for name, (arms, _) in _read(epath.Path(workdir)).items()}
+
+
+def _read(workdir: epath.Path) -> dict[str, tuple[dict, dict]]:
+  """Set -> (arms, kind of work -> seconds)."""
+  found: dict[str, tuple[dict, dict]] = {}
+  points = workdir / 'points'
+  for folder in files.children(points) if points.exists() else []:
+    if not (folder / 'rows.json').exists():
+      continue
+    seconds = _seconds(folder / 'rows.json')
+    name, kind = folder.name.partition('-')[0], 'arms'
+    if (folder / 'about.json').exists():
+      about = About.load(folder / 'about.json')
+      name, key = about.set, (about.arm, about.seed)
+      arms = found.setdefault(name, ({}, {}))[0]
+      if key in arms:
+        raise UserError(
+          f'{folder}: arm {about.arm} of seed {about.seed} is there twice; '
+          'remove the folder of one of the two points'
+        )
+      arms[key] = Arm(Judged.load(folder / 'judged.npz'), about)
+    else:
+      kind = 'policies and their samples'
+    spent = found.setdefault(name, ({}, {}))[1]
+    spent[kind] = spent.get(kind, 0.0) + seconds
+  return found
+
+
+def _seconds(path: epath.Path) -> float:
+  try:
+    return float(json.loads(path.read_text())['seconds'])
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(
+      f'{path}: not the table of a point that is done ({error}); remove its '
+      'folder, and the sweep makes it again'
+    ) from error
+
+
+def _set_report(config, name: str, done) -> claims_report.SetReport:
+  arms, seconds = done
+  planned: dict[str, list[int]] = {}
+  for point in config['points']:
+    if point['kind'] == 'arm' and point['set'] == name:
+      planned.setdefault(point['arm'], []).append(point['seed'])
+  most = min((arm.judged.shape[1] for arm in arms.values()), default=1)
+  k = min(config['options']['k'], most)
+  return claims_report.SetReport(
+    name=name,
+    arms=arms,
+    findings=claims.findings(arms, name, k),
+    planned=planned,
+    seconds=seconds,
+    k=k,
+    ks=[2**i for i in range(most.bit_length()) if 2**i <= most],
+    pictures=(),
+    command=config['options']['commands'][name],
+  )
+
+
+def _pictures(one, page: epath.Path) -> list[tuple[str, str]]:
+  """(caption, file name) of what was drawn beside the page."""
+  title = claims_report.capital(claims_list.SETS[one.name])
+
+  def path(what: str) -> epath.Path:
+    return page.parent / f'{page.stem}_{one.name}_{what}.png'
+
+  drawn = [
+    (
+      'Differences with their intervals, by verdict',
+      claims_plots.plot_verdicts(one.findings, path('verdicts'), title=title),
+    )
+  ]
+  curves = claims_plots.curves_of(one.arms, one.name, one.ks)
+  if curves:
+    drawn.append(
+      (
+        'Accuracy against k',
+        claims_plots.plot_against_k(curves, path('k'), title=title),
+      )
+    )
+  names = [claims_list.MAIN[one.name], *_AGGREGATED]
+  aggregated = claims_plots.aggregators_of(one.arms, names, one.k)
+  if aggregated:
+    drawn.append(
+      (
+        'Aggregators of step scores',
+        claims_plots.plot_aggregators(
+          aggregated, path('aggregators'), k=one.k, title=title
+        ),
+      )
+    )
+  return [(caption, p.name) for caption, p in drawn if p is not None]
+
+
+def _arithmetic() -> list[str]:
+  """What the head saves at the paper's sizes: counted, not measured."""
+  traces, rows = head_cost.Traces(), head_cost.head_against_prm()
+  least = min(row['saved'] for row in rows)
+  said = claims.SUPPORTED if least > 0.99 else claims.NOT_SUPPORTED
+  return [
+    'Counted, not measured: the score head against a separate reward model of '
+    f'the same backbone; FLOPs for {traces.candidates} traces of '
+    f'{traces.tokens:,} tokens behind a prompt of {traces.prompt}, a mark '
+    f'every {traces.step} tokens. The paper: over 99 % of the parameters are '
+    f'saved. Here at least {100 * least:.2f} %: **{said}**.',
+    '\n'.join(head_cost.table(rows)),
+  ]
+
+
+def _facts() -> list[str]:
+  return [
+    f'Page made on {os.cpu_count()} CPU cores ({platform.machine()}, '
+    f'{platform.system()}), metastone_jax {metastone_jax.__version__}.'
+  ]
