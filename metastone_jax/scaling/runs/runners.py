@@ -1,0 +1,59 @@
+"""What a point's kind means, and which page a sweep's kind writes.
+
+A further one is a line here. Modules are imported when they are needed: most
+bring JAX. A kind may also name its function itself, as `module:function`.
+"""
+
+import importlib
+from collections.abc import Callable
+
+from metastone_jax.errors import UserError
+
+_RUNS = 'metastone_jax.scaling.runs'
+
+# kind of a point -> run(point, job) -> rows
+RUNNERS = {
+  'train': f'{_RUNS}.law:train',
+  'sample': f'{_RUNS}.law:sample',
+  'base': f'{_RUNS}.material:base',
+  'material': f'{_RUNS}.material:material',
+  'arm': f'{_RUNS}.arms:arm',
+}
+
+# kind of a sweep -> write(config, workdir, page, rows, *, command) -> paths
+PAGES = {
+  'scaling_law': f'{_RUNS}.law_page:write',
+  'claims': f'{_RUNS}.claims_page:write',
+}
+
+
+def runner(kind: str) -> Callable:
+  """What does a point of this kind.
+
+  Raises:
+    UserError: an unknown kind, or a function that is not there.
+  """
+  return _function('kind of a point', kind, RUNNERS)
+
+
+def page(kind: str) -> Callable:
+  """What writes the page of a sweep of this kind.
+
+  Raises:
+    UserError: as `runner`.
+  """
+  return _function('kind of a sweep', kind, PAGES)
+
+
+def _function(what: str, kind: str, known: dict[str, str]) -> Callable:
+  text = known.get(kind, kind)
+  module, _, name = text.partition(':')
+  if not name:
+    raise UserError(
+      f'{what}: {kind!r} is unknown; use one of {", ".join(known)}, or '
+      'module:function'
+    )
+  try:
+    return getattr(importlib.import_module(module), name)
+  except (ImportError, AttributeError) as error:
+    raise UserError(f'{what}: {kind!r} cannot be loaded: {error}') from error

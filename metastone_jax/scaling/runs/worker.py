@@ -1,0 +1,225 @@
+"""One worker of a sweep: takes points that can be done, until none is left.
+
+Contract: a point is claimed, done, and marked as done; any number of workers
+may share a folder, and any of them may be killed at any moment. Bad input ends
+a point (`failed.json` says why) and those that need it, not the others; any
+other error is tried again by whoever comes next, `TRIES` times in all.
+"""
+
+import dataclasses
+import json
+import random
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from etils import epath
+
+from metastone_jax.errors import UserError
+from metastone_jax.scaling import leases as leases_lib
+from metastone_jax.scaling import plan as plan_lib
+from metastone_jax.scaling import table
+from metastone_jax.scaling.job import Job
+from metastone_jax.scaling.runs import runners
+from metastone_jax.telemetry import files
+from metastone_jax.telemetry.progress import format_duration
+
+TRIES = 2
+_POLL = 1.0  # seconds between two looks at what others do, at least
+_STATUS = 15.0  # seconds between two lines about one point
+
+
+class LeaseLost(Exception):  # noqa: N818 (a state, not an error)
+  """The point was given to another worker: this one was silent too long."""
+
+
+@dataclasses.dataclass
+class Worker:
+  """Does points of a plan in a folder.
+
+  Attributes:
+    plan: what is to be done.
+    workdir: of the sweep.
+    check_stop: raises where the worker is asked to stop.
+    label: before every line, where there are several workers.
+    patience: seconds of silence after which another worker is given up.
+  """
+
+  plan: plan_lib.Plan
+  workdir: epath.Path
+  check_stop: Callable[[], None] = lambda: None
+  label: str = ''
+  patience: float = leases_lib.PATIENCE
+
+  def __post_init__(self):
+    self._leases = leases_lib.Leases(patience=self.patience)
+    self._cache: dict = {}
+
+  def run(self) -> dict[str, str]:
+    """Works until every point is done, has failed or waits for one that has.
+
+    Returns:
+      Name -> reason, of points that were not done.
+
+    Raises:
+      What `check_stop` raises; no claim is left behind.
+    """
+    waited = False
+    while True:
+      self.check_stop()
+      failed = failures(self.plan, self.workdir)
+      left = [
+        name
+        for name in self.plan.points
+        if name not in failed and not self._done(name)
+      ]
+      if not left:
+        return failed
+      ready = [
+        name
+        for name in left
+        if all(self._done(need) for need in self.plan.points[name]['needs'])
+      ]
+      if any([self._try(name) for name in ready[:1]]) or self._first(ready[1:]):
+        waited = False
+        continue
+      if not waited:
+        self._say(f'waiting: other workers have {len(ready)} of the points')
+        waited = True
+      # Not in step with the others.
+      time.sleep(_POLL * (1 + random.random()))
+
+  def _first(self, names: list[str]) -> bool:
+    return any(self._try(name) for name in names)
+
+  def _done(self, name: str) -> bool:
+    return table.is_done(self._folder(name))
+
+  def _folder(self, name: str) -> epath.Path:
+    return plan_lib.point_folder(self.workdir, name)
+
+  def _try(self, name: str) -> bool:
+    """Does a point, if nobody else has it; whether it was claimed."""
+    folder = self._folder(name)
+    lease = self._leases.claim(folder)
+    if lease is None:
+      return False
+    try:
+      # Done or failed by another one since we looked.
+      if not self._done(name) and not _failure(folder):
+        self._do(name, folder, lease)
+    except LeaseLost:
+      self._say(f'{name}: another worker has it now')
+    finally:
+      lease.release()
+    return True
+
+  def _do(self, name: str, folder: epath.Path, lease: leases_lib.Lease) -> None:
+    point = self.plan.points[name]
+    number = list(self.plan.points).index(name) + 1
+    self._say(f'{name} ({number} of {len(self.plan.points)}): begins')
+    started = last = time.monotonic()
+
+    def check() -> None:
+      self.check_stop()
+      if lease.is_lost():
+        raise LeaseLost(name)
+
+    def status(text: str) -> None:
+      nonlocal last
+      if time.monotonic() - last > _STATUS:
+        last = time.monotonic()
+        self._say(f'{name}: {text} | {format_duration(last - started)} gone')
+
+    job = Job(name, self.workdir, self._cache, status, check)
+    try:
+      rows = runners.runner(point['kind'])(point, job)
+      check()
+      table.finish_point(folder, rows, _times(folder, started))
+    except UserError as error:
+      reason = ' '.join(str(error).split())
+      _fail(folder, reason, final=True)
+      self._say(f'{name}: error: {reason}')
+    except LeaseLost:
+      raise
+    except Exception as error:  # noqa: BLE001
+      if _is_stop(error):
+        raise
+      traceback.print_exc()
+      reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:500]
+      tries = _fail(folder, reason, final=False)
+      again = '' if tries >= TRIES else '; it will be tried again'
+      self._say(f'{name}: {reason}{again}')
+    else:
+      gone = format_duration(time.monotonic() - started)
+      self._say(f'{name}: done in {gone}, {len(rows)} rows')
+
+  def _say(self, text: str) -> None:
+    print(f'{self.label}{text}', flush=True)
+
+
+def failures(plan: plan_lib.Plan, workdir: epath.Path) -> dict[str, str]:
+  """Name -> reason: points that failed for good, and those that need them."""
+  found: dict[str, str] = {}
+  for name, point in plan.points.items():
+    folder = plan_lib.point_folder(workdir, name)
+    if table.is_done(folder):
+      continue
+    bad = next((need for need in point['needs'] if need in found), None)
+    if bad is not None:
+      found[name] = f'needs {bad}, which failed'
+    elif reason := _failure(folder):
+      found[name] = reason
+  return found
+
+
+def forget_failures(plan: plan_lib.Plan, workdir: epath.Path) -> None:
+  """A sweep that is started again tries everything again."""
+  for name in plan.points:
+    path = plan_lib.point_folder(workdir, name) / 'failed.json'
+    path.unlink(missing_ok=True)
+
+
+def _failure(folder: epath.Path) -> str | None:
+  """Why a point is given up; None = it is not."""
+  path = folder / 'failed.json'
+  try:
+    found = json.loads(path.read_text())
+  except FileNotFoundError:
+    return None
+  if found['final'] or found['tries'] >= TRIES:
+    return found['reason']
+  return None
+
+
+def _fail(folder: epath.Path, reason: str, *, final: bool) -> int:
+  path = folder / 'failed.json'
+  tries = 1
+  if path.exists():
+    tries += json.loads(path.read_text())['tries']
+  files.write_json_atomic(
+    path, {'reason': reason, 'tries': tries, 'final': final}
+  )
+  return tries
+
+
+def _is_stop(error: Exception) -> bool:
+  """Whether an orderly stop, of training say, was asked for in the runner."""
+  loop = sys.modules.get('metastone_jax.training.loop')
+  return loop is not None and isinstance(error, loop.Interrupted)
+
+
+def _times(folder: epath.Path, started: float) -> dict:
+  return {
+    'seconds': round(time.monotonic() - started, 3),
+    'host': socket.gethostname(),
+    'device': _device(),
+  }
+
+
+def _device() -> str:
+  """What JAX computes on; '' where no runner brought it."""
+  jax = sys.modules.get('jax')
+  return '' if jax is None else jax.devices()[0].device_kind
