@@ -161,12 +161,10 @@ def _seeds_sentence(one: SetReport) -> str:
   missing = sorted(planned - set(one.arms))
   seeds = len({seed for _, seed in one.arms})
   done = len(one.arms)
-  if not planned:
-    return f'{done} arms of {seeds} {_plural(seeds, "seed")} are done.'
   total = len({seed for _, seed in planned | set(one.arms)})
   text = (
-    f'{done} arms are done of {len(planned | set(one.arms))} planned '
-    f'({seeds} of {total} {_plural(total, "seed")}).'
+    f'Arms done: {done} of {len(planned | set(one.arms))}; seeds: {seeds} of '
+    f'{total}.'
   )
   if missing:
     names: dict[str, list[str]] = {}
@@ -372,7 +370,3 @@ def capital(text: str) -> str:
 
 def _number(value: Any, form: str) -> str:
   return '' if value is None else format(value, form)
-
-
-def _plural(count: int, word: str) -> str:
-  return word if count == 1 else f'{word}s'

@@ -1,9 +1,9 @@
 """The page of the claims, docs/claims.md, from what a sweep's workdir holds.
 
 Contract: everything is computed anew from the arms' `judged.npz` and
-`about.json` of all points that are done (those with a `rows.json`), of both
-sets, whichever of them the config names: they share a workdir. What is not done
-is named. Pictures are written beside the page, the page last; notes in
+`about.json` of all points that are done, of both sets, whichever of them the
+config names: they share a workdir, which keeps its points. What is not done is
+named. Pictures are written beside the page, the page last; notes in
 `NAME_notes.md` beside it are appended as they are.
 """
 
@@ -23,6 +23,8 @@ from metastone_jax.scaling import (
   claims_list,
   claims_plots,
   claims_report,
+  plan,
+  table,
 )
 from metastone_jax.scaling.claims import Arm
 from metastone_jax.scaling.judged import About, Judged
@@ -31,6 +33,8 @@ from metastone_jax.telemetry import files
 
 # Arms whose aggregators are drawn, besides the main one.
 _AGGREGATED = ('frozen', 'full-spr', 'frozen-spr', 'prm')
+# Kind of a point -> what the page calls its work.
+_WORK = {'base': 'policies', 'material': 'samples', 'arm': 'heads'}
 
 
 def write(
@@ -59,11 +63,12 @@ def write(
   """
   del rows
   workdir, page = epath.Path(workdir), epath.Path(page)
-  done = _read(workdir)
+  points = _points(config, workdir)
+  found = _read(points, workdir)
   written, sets = [], []
   page.parent.mkdir(parents=True, exist_ok=True)
   for name in claims_list.SETS:
-    one = _set_report(config, name, done.get(name, ({}, {})))
+    one = _set_report(config, name, points, *found[name])
     if one.arms:
       pictures = _pictures(one, page)
       written += [page.parent / file for _, file in pictures]
@@ -73,7 +78,7 @@ def write(
   text = claims_report.page(
     sets,
     command=command,
-    facts=_facts(),
+    facts=_facts(points, workdir),
     arithmetic=_arithmetic(),
     notes=notes.read_text() if notes.exists() else '',
   )
@@ -81,55 +86,60 @@ def write(
   return [*written, page]
 
 
-def read_arms(workdir: epath.PathLike) -> dict[str, dict]:
-  """Set -> {(arm, seed): Arm}, of the points of a workdir that are done.
+def _points(config, workdir: epath.Path) -> list[plan.Point]:
+  """Those of the config, and those that other configs gave the workdir."""
+  given = {point['name']: point for point in config['points']}
+  folder = workdir / 'points'
+  kept = plan.kept(workdir).points if folder.exists() else {}
+  return list({**given, **kept}.values())
 
-  Raises:
-    UserError: two points judge the same arm and seed, or one cannot be read.
-  """
-  return {name: arms for name, (arms, _) in _read(epath.Path(workdir)).items()}
 
-
-def _read(workdir: epath.Path) -> dict[str, tuple[dict, dict]]:
-  """Set -> (arms, kind of work -> seconds)."""
-  found: dict[str, tuple[dict, dict]] = {}
-  points = workdir / 'points'
-  for folder in files.children(points) if points.exists() else []:
-    if not (folder / 'rows.json').exists():
+def _read(points, workdir: epath.Path) -> dict[str, tuple[dict, dict]]:
+  """Set -> ((arm, seed) -> Arm, kind of work -> seconds) of what is done."""
+  found: dict[str, tuple[dict, dict]] = {
+    name: ({}, {}) for name in claims_list.SETS
+  }
+  for point in points:
+    folder = plan.point_folder(workdir, point['name'])
+    if not table.is_done(folder):
       continue
-    seconds = _seconds(folder / 'rows.json')
-    name, kind = folder.name.partition('-')[0], 'arms'
-    if (folder / 'about.json').exists():
-      about = About.load(folder / 'about.json')
-      name, key = about.set, (about.arm, about.seed)
-      arms = found.setdefault(name, ({}, {}))[0]
+    arms, spent = found[point['set']]
+    if point['kind'] == 'arm':
+      key = point['arm'], point['seed']
       if key in arms:
         raise UserError(
-          f'{folder}: arm {about.arm} of seed {about.seed} is there twice; '
-          'remove the folder of one of the two points'
+          f'{folder}: arm {key[0]} of seed {key[1]} is there twice; remove the '
+          'folder of one of the two points'
         )
-      arms[key] = Arm(Judged.load(folder / 'judged.npz'), about)
+      judged = Judged.load(folder / 'judged.npz')
+      arms[key] = Arm(judged, About.load(folder / 'about.json'))
+      seconds = arms[key].about.seconds
     else:
-      kind = 'policies and their samples'
-    spent = found.setdefault(name, ({}, {}))[1]
+      seconds = _time(folder)['seconds']
+    kind = _WORK.get(point['kind'], point['kind'])
     spent[kind] = spent.get(kind, 0.0) + seconds
   return found
 
 
-def _seconds(path: epath.Path) -> float:
+def _time(folder: epath.Path) -> dict[str, Any]:
+  """When and where a point was done."""
+  path = folder / 'times.json'
   try:
-    return float(json.loads(path.read_text())['seconds'])
+    found = json.loads(path.read_text())
+    return {'seconds': float(found['seconds']), 'device': found['device']}
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f'{path}: not the table of a point that is done ({error}); remove its '
-      'folder, and the sweep makes it again'
+      f'{path}: does not say how long the point took '
+      f'({type(error).__name__}); remove its folder, and the sweep makes it '
+      'again'
     ) from error
 
 
-def _set_report(config, name: str, done) -> claims_report.SetReport:
-  arms, seconds = done
+def _set_report(
+  config, name: str, points, arms, seconds
+) -> claims_report.SetReport:
   planned: dict[str, list[int]] = {}
-  for point in config['points']:
+  for point in points:
     if point['kind'] == 'arm' and point['set'] == name:
       planned.setdefault(point['arm'], []).append(point['seed'])
   most = min((arm.judged.shape[1] for arm in arms.values()), default=1)
@@ -197,8 +207,11 @@ def _arithmetic() -> list[str]:
   ]
 
 
-def _facts() -> list[str]:
+def _facts(points, workdir: epath.Path) -> list[str]:
+  folders = [plan.point_folder(workdir, point['name']) for point in points]
+  devices = {_time(f)['device'] for f in folders if table.is_done(f)} - {''}
   return [
+    f'Points were done on: {", ".join(sorted(devices)) or "nothing yet"}.',
     f'Page made on {os.cpu_count()} CPU cores ({platform.machine()}, '
-    f'{platform.system()}), metastone_jax {metastone_jax.__version__}.'
+    f'{platform.system()}), metastone_jax {metastone_jax.__version__}.',
   ]

@@ -1,10 +1,10 @@
 """The page of claims, from workdirs of synthetic arms."""
 
-import json
-
 import pytest
+from etils import epath
 
 from metastone_jax.errors import UserError
+from metastone_jax.scaling import plan, table
 from metastone_jax.scaling.runs import claims_page
 from tests.scaling import claims_parts as parts
 
@@ -21,33 +21,40 @@ SKILLS = {
 }
 
 
+def point(set_name, arm, seed, kind='arm'):
+  """A point as configs/sweeps/claims.py gives it."""
+  return {
+    'name': f'{set_name}-{arm}-s{seed}',
+    'kind': kind,
+    'needs': [],
+    'set': set_name,
+    'arm': arm,
+    'seed': seed,
+  }
+
+
+@pytest.fixture(name='workdir')
+def _workdir(tmp_path):
+  return epath.Path(tmp_path)
+
+
 def leave(workdir, set_name, arms, seeds, *, done=True, **sizes):
   """Points as the sweep leaves them."""
-  for name, skill in arms.items():
-    for seed in seeds:
-      folder = workdir / 'points' / f'{set_name}-{name}-s{seed}'
-      folder.mkdir(parents=True)
-      arm = parts.arm(name, seed, skill, set_name=set_name, **sizes)
-      arm.judged.save(folder / 'judged.npz')
-      parts.about(name, seed, set_name).save(folder / 'about.json')
-      if done:
-        text = json.dumps({'rows': [], 'seconds': 61.0})
-        (folder / 'rows.json').write_text(text)
+  several = [point(set_name, name, seed) for name in arms for seed in seeds]
+  plan.keep(plan.Plan.of(several), workdir)
+  for one in several:
+    folder = plan.point_folder(workdir, one['name'])
+    name, seed = one['arm'], one['seed']
+    arm = parts.arm(name, seed, arms[name], set_name=set_name, **sizes)
+    arm.judged.save(folder / 'judged.npz')
+    arm.about.save(folder / 'about.json')
+    if done:
+      table.finish_point(folder, [], {'seconds': 9.0, 'device': 'cpu'})
 
 
 def config_of(arms, seeds):
   return {
-    'points': [
-      {
-        'name': f'tiny-{arm}-s{seed}',
-        'kind': 'arm',
-        'set': 'tiny',
-        'arm': arm,
-        'seed': seed,
-      }
-      for arm in arms
-      for seed in seeds
-    ],
+    'points': [point('tiny', arm, seed) for arm in arms for seed in seeds],
     'options': {
       'k': 8,
       'commands': {'tiny': 'run tiny', 'smollm2': 'run smollm2'},
@@ -55,31 +62,33 @@ def config_of(arms, seeds):
   }
 
 
-def write(tmp_path, config):
-  page = tmp_path / 'docs' / 'claims.md'
-  written = claims_page.write(config, tmp_path, page, [], command='the command')
+def write(workdir, config):
+  page = workdir / 'docs' / 'claims.md'
+  written = claims_page.write(config, workdir, page, [], command='the command')
   return page, written
 
 
-def test_page_of_a_set_that_is_half_done(tmp_path):
-  leave(tmp_path, 'tiny', SKILLS, [0, 1])
-  leave(tmp_path, 'tiny', {'layer-1': 0.1}, [0], done=False)
-  base = tmp_path / 'points' / 'tiny-base-s0'
-  base.mkdir()
-  (base / 'rows.json').write_text('{"rows": [], "seconds": 600}')
-  page, written = write(tmp_path, config_of([*SKILLS, 'layer-1'], [0, 1, 2]))
+def test_page_of_a_set_that_is_half_done(workdir):
+  leave(workdir, 'tiny', SKILLS, [0, 1])
+  leave(workdir, 'tiny', {'layer-1': 0.1}, [0], done=False)
+  base = point('tiny', 'base', 0, kind='base')
+  plan.keep(plan.Plan.of([base]), workdir)
+  base = plan.point_folder(workdir, 'tiny-base-s0')
+  table.finish_point(base, [{'steps': 3}], {'seconds': 600.0, 'device': 'cpu'})
+  page, written = write(workdir, config_of([*SKILLS, 'layer-1'], [0, 1, 2]))
   assert written[-1].name == 'claims.md'
   assert all(path.exists() for path in written)
   text = page.read_text()
   for path in written[:-1]:
     assert f']({path.name})' in text
   assert 'the command' in text
-  assert '18 arms are done of 30 planned (2 of 3 seeds)' in text
+  assert 'Arms done: 18 of 30; seeds: 2 of 3.' in text
   assert 'frozen (seed 2)' in text
   assert 'layer-1 (seed 0, 1, 2)' in text
   # 18 arms of 61 s, and 600 s of the policy.
   assert 'Time of all workers together: 28 min' in text
-  assert 'policies and their samples 10 min' in text
+  assert 'policies 10 min' in text
+  assert 'Points were done on: cpu.' in text
   line = next(x for x in text.splitlines() if 'behind block 1 |' in x)
   assert '| not run |' in line
   line = next(x for x in text.splitlines() if 'beats the majority vote |' in x)
@@ -90,63 +99,67 @@ def test_page_of_a_set_that_is_half_done(tmp_path):
   assert '99.7' in text
 
 
-def test_both_sets_whichever_the_config_names(tmp_path):
-  leave(tmp_path, 'tiny', {'full': 1.0, 'prm': 1.0}, [0])
-  leave(tmp_path, 'smollm2', {'scale-1e-4': 1.0, 'prm': 1.0}, [0], samples=4)
-  page, written = write(tmp_path, config_of([], []))
+def test_both_sets_whichever_the_config_names(workdir):
+  leave(workdir, 'tiny', {'full': 1.0, 'prm': 1.0}, [0])
+  leave(workdir, 'smollm2', {'scale-1e-4': 1.0, 'prm': 1.0}, [0], samples=4)
+  page, written = write(workdir, config_of([], []))
   text = page.read_text()
   assert 'has not been run' not in text
   assert {p.name for p in written} >= {
     'claims_tiny_k.png',
     'claims_smollm2_k.png',
   }
-  assert '2 arms of 1 seed are done.' in text
+  assert 'Arms done: 2 of 2; seeds: 1 of 1.' in text
   # Four samples a problem: best-of-4.
   assert 'best-of-4, %' in text
   assert 'k = 4.' in text
 
 
-def test_notes_are_appended_and_the_page_is_the_same_again(tmp_path):
-  leave(tmp_path, 'tiny', {'full': 1.0}, [0])
-  page, _ = write(tmp_path, config_of(['full'], [0]))
+def test_notes_are_appended_and_the_page_is_the_same_again(workdir):
+  leave(workdir, 'tiny', {'full': 1.0}, [0])
+  page, _ = write(workdir, config_of(['full'], [0]))
   plain = page.read_text()
   notes = '## What surprised\n\nNothing | yet.'
   (page.parent / 'claims_notes.md').write_text(notes + '\n')
-  write(tmp_path, config_of(['full'], [0]))
+  write(workdir, config_of(['full'], [0]))
   assert page.read_text() == plain + '\n' + notes + '\n'
 
 
-def test_nothing_done_yet(tmp_path):
-  page, written = write(tmp_path, config_of(['full'], [0]))
+def test_nothing_done_yet(workdir):
+  page, written = write(workdir, config_of(['full'], [0]))
   assert written == [page]
   text = page.read_text()
   assert 'The command: `run tiny`.' in text
   assert 'The command: `run smollm2`.' in text
 
 
-def test_policies_that_solve_nothing_have_no_auc(tmp_path):
-  leave(tmp_path, 'tiny', {'full': 1.0, 'prm': 1.0}, [0])
-  for folder in (tmp_path / 'points').iterdir():
+def test_policies_that_solve_nothing_have_no_auc(workdir):
+  leave(workdir, 'tiny', {'full': 1.0, 'prm': 1.0}, [0])
+  for folder in (workdir / 'points').iterdir():
     arm = parts.arm('full', 0, 1.0).judged
     wrong = parts.judged(arm.correct_PN & False, arm.step_logit_PNS)
     wrong.save(folder / 'judged.npz')
-  text = write(tmp_path, config_of(['full'], [0]))[0].read_text()
+  text = write(workdir, config_of(['full'], [0]))[0].read_text()
   assert 'undefined: no problem has right and wrong samples' in text
 
 
-def test_what_cannot_be_read_is_named(tmp_path):
-  leave(tmp_path, 'tiny', {'full': 1.0}, [0])
-  folder = tmp_path / 'points' / 'tiny-full-s0'
-  (folder / 'rows.json').write_text('{}')
-  with pytest.raises(UserError, match=r'rows\.json: not the table of a point'):
-    claims_page.read_arms(tmp_path)
-  (folder / 'rows.json').write_text('{"rows": [], "seconds": 1}')
-  twin = tmp_path / 'points' / 'tiny-other-s0'
+def test_what_cannot_be_read_is_named(workdir):
+  leave(workdir, 'tiny', {'full': 1.0}, [0])
+  folder = plan.point_folder(workdir, 'tiny-full-s0')
+  config = config_of(['full'], [0])
+  (folder / 'times.json').write_text('{}')
+  with pytest.raises(UserError, match=r'times\.json: does not say how long'):
+    write(workdir, config)
+  table.finish_point(folder, [], {'seconds': 1.0, 'device': 'cpu'})
+  twin = plan.point_folder(workdir, 'twin')
   twin.mkdir()
   for path in folder.iterdir():
     (twin / path.name).write_bytes(path.read_bytes())
+  text = (twin / 'point.json').read_text().replace('tiny-full-s0', 'twin')
+  (twin / 'point.json').write_text(text)
   with pytest.raises(UserError, match='arm full of seed 0 is there twice'):
-    claims_page.read_arms(tmp_path)
+    write(workdir, config)
   (folder / 'judged.npz').write_bytes(b'half')
   with pytest.raises(UserError, match=r'judged\.npz: not a whole file'):
-    claims_page.read_arms(tmp_path)
+    write(workdir, config)
+  assert not (workdir / 'docs' / 'claims.md').exists()
