@@ -1,36 +1,35 @@
-"""What the report and the pictures of laws are given: points of one curve.
+"""A curve: accuracies at rising computes, for laws and plots.
 
-Contract: accuracies, bounds and differences are in PER CENT (points); compute
-has any unit, the same for all curves of a picture. Points stand in rising
-compute.
-
-Shapes: n points, P problems.
+Contract: plain arrays of n points, in the order of their computes; accuracy in
+one unit of the caller's choice (per cent, a share), the same for `low_n`,
+`high_n` and `accuracy_PM`.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from metastone_jax.errors import UserError
 from metastone_jax.scaling import points
 
+# Of the largest accuracy: what float32 loses in a mean over problems.
+_ROUNDING = 1e-4
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
-  """Points (compute, accuracy) that belong together: a size, a strategy.
+  """n points of one curve; sorted by compute when it is made.
 
   Attributes:
     label: for legends and tables.
-    compute_n: above 0; sorted on construction, all else with it.
-    accuracy_n: per cent.
-    low_n: lower bounds of the accuracies; None: unknown.
-    high_n: upper bounds.
-    k_n: samples an answer; None: unknown.
-    accuracy_PM: of each of P problems at the n points, for bands over
-      problems; None: unknown.
-
-  Raises:
-    UserError: an array of another length, or values that are no numbers.
+    compute_n: above 0, any unit; may repeat (seeds).
+    accuracy_n: of each point.
+    low_n: lower ends of their intervals, or None; NaN where there is none.
+    high_n: upper ends; both or neither.
+    k_n: samples an answer, or None.
+    accuracy_PM: of each of P problems at each point (M = n), or None; its mean
+      is `accuracy_n`.
   """
 
   label: str
@@ -39,78 +38,90 @@ class Curve:
   low_n: np.ndarray | None = None
   high_n: np.ndarray | None = None
   k_n: np.ndarray | None = None
-  accuracy_PM: np.ndarray | None = None  # noqa: N815 (shape suffix)
+  accuracy_PM: np.ndarray | None = None
 
   def __post_init__(self):
-    compute_n = np.exp(points.log_compute(self.compute_n))
-    if not len(compute_n):
-      raise UserError(f'curve {self.label!r} has no point')
+    what = f'curve {self.label!r}'
+    points.log_compute(self.compute_n)
+    compute_n = np.asarray(self.compute_n, np.float64)
+    accuracy_n = points.numbers(f'{what}: accuracy', self.accuracy_n)
+    n = len(compute_n)
+    if not n:
+      raise UserError(f'{what} has no point')
+    if (self.low_n is None) != (self.high_n is None):
+      raise UserError(f'{what}: give low_n and high_n, or neither')
     order_n = np.argsort(compute_n, kind='stable')
-    for name in ('compute_n', 'accuracy_n', 'low_n', 'high_n', 'k_n'):
-      values = getattr(self, name)
-      if values is None:
-        continue
-      # Bounds may be NaN where a point has none.
-      values = np.asarray(values, np.float64)
-      if name == 'accuracy_n':
-        values = points.numbers('accuracy', values)
-      if values.shape != compute_n.shape:
-        raise UserError(
-          f'curve {self.label!r}: {name} has shape {values.shape}, there are '
-          f'{len(compute_n)} points'
-        )
-      object.__setattr__(self, name, values[order_n])
+    found = {'compute_n': compute_n, 'accuracy_n': accuracy_n}
+    for name in ('low_n', 'high_n', 'k_n'):
+      if getattr(self, name) is not None:
+        found[name] = np.asarray(getattr(self, name), np.float64)
     if self.accuracy_PM is not None:
-      accuracy_PM = points.numbers('accuracy_PM', self.accuracy_PM, 2)
-      if accuracy_PM.shape[1] != len(compute_n):
+      found['accuracy_PM'] = points.numbers(
+        f'{what}: accuracy_PM', self.accuracy_PM, 2
+      )
+    for name, values in found.items():
+      if values.shape[-1:] != (n,):
         raise UserError(
-          f'curve {self.label!r}: accuracy_PM has {accuracy_PM.shape[1]} '
-          f'columns, there are {len(compute_n)} points'
+          f'{what}: {name} has shape {values.shape}, for {n} points'
         )
-      object.__setattr__(self, 'accuracy_PM', accuracy_PM[:, order_n])
+      object.__setattr__(self, name, values[..., order_n])
+    if self.accuracy_PM is not None:
+      self._check_problems(what)
+
+  def _check_problems(self, what: str) -> None:
+    if len(self.accuracy_PM) < 2:
+      raise UserError(
+        f'{what}: accuracy_PM has {len(self.accuracy_PM)} problems; give 2 or '
+        'more, or leave it out'
+      )
+    off = np.abs(self.accuracy_PM.mean(axis=0) - self.accuracy_n).max()
+    if off > _ROUNDING * np.abs(self.accuracy_n).max():
+      raise UserError(
+        f'{what}: accuracy_n is not the mean of accuracy_PM over problems (up '
+        f'to {off:.3g} apart); give both in one unit'
+      )
 
   @property
-  def fitted(self) -> np.ndarray:
-    """What a band over problems, or over residuals, is made of."""
+  def problems_or_means(self) -> np.ndarray:
+    """`accuracy_PM` where it is there, else `accuracy_n`, as fits take them."""
     return self.accuracy_n if self.accuracy_PM is None else self.accuracy_PM
+
+  @property
+  def can_be_fitted(self) -> bool:
+    """Whether it has 3 points or more, not all at one compute."""
+    return (
+      len(self.compute_n) >= 3 and points.distinct(np.log(self.compute_n)) >= 2
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Saved:
-  """What pruning saves and costs against best-of-k, n points of rising k.
+class Envelope:
+  """The best of several curves at each budget of compute: a rising staircase.
 
   Attributes:
-    label: for the legend.
-    k_n: samples an answer.
-    tokens_n: thinking tokens that are not drawn, per cent of all.
-    change_n: accuracy with pruning minus without, points.
-    low_n: lower bounds of that.
-    high_n: upper bounds.
+    compute_m: where it rises, ascending.
+    accuracy_m: the best that has been reached up to there.
+    labels: of the curve that reached it.
   """
 
-  label: str
-  k_n: np.ndarray
-  tokens_n: np.ndarray
-  change_n: np.ndarray
-  low_n: np.ndarray | None = None
-  high_n: np.ndarray | None = None
+  compute_m: np.ndarray
+  accuracy_m: np.ndarray
+  labels: tuple[str, ...]
 
 
-def envelope(curves) -> tuple[np.ndarray, np.ndarray]:
-  """The best accuracy that each compute budget buys, over all curves.
+def envelope(curves: Sequence[Curve]) -> Envelope:
+  """Best accuracy within each compute.
 
-  Args:
-    curves: of one compute unit.
-
-  Returns:
-    (compute_m, accuracy_m): the points that no cheaper or equally cheap point
-    reaches, both strictly rising.
+  Chosen on what it is measured on: a maximum of many noisy points is too good.
   """
-  compute = np.concatenate([c.compute_n for c in curves])
-  accuracy = np.concatenate([c.accuracy_n for c in curves])
-  # Of equal computes the best comes first, so that it alone can be kept.
-  order = np.lexsort((-accuracy, compute))
-  compute, accuracy = compute[order], accuracy[order]
-  before = np.concatenate([[-np.inf], np.maximum.accumulate(accuracy)[:-1]])
-  keep = accuracy > before
-  return compute[keep], accuracy[keep]
+  found = sorted(
+    (compute, -accuracy, curve.label)
+    for curve in curves
+    for compute, accuracy in zip(curve.compute_n, curve.accuracy_n, strict=True)
+  )
+  steps: list[tuple[float, float, str]] = []
+  for compute, loss, label in found:
+    if not steps or -loss > steps[-1][1]:
+      steps.append((compute, -loss, label))
+  compute_m, accuracy_m, labels = zip(*steps, strict=True)
+  return Envelope(np.array(compute_m), np.array(accuracy_m), labels)

@@ -1,11 +1,11 @@
-"""Pictures of laws: accuracy against compute and k, what pruning saves.
+"""Pictures of scaling laws: against compute, against k, tokens saved.
 
-Contract: as in `evaluation.plots`: plain data in (`curve.Curve`, per cent), one
-PNG out, no global state. The y axis holds the points and their intervals; a
-band that is wider is cut. What a line and its band are, the legend says.
+Contract: as in `evaluation.plots`: plain data in, one PNG out through
+`etils.epath`, no global state. Accuracies are drawn in the unit they come in.
+A fitted curve has a band only where points are left to tell the noise.
 """
 
-import math
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,198 +13,186 @@ from etils import epath
 from matplotlib import figure as mpl_figure
 from matplotlib import lines as mpl_lines
 from matplotlib import patches as mpl_patches
-from matplotlib import ticker
 
 from metastone_jax.errors import UserError
 from metastone_jax.evaluation import style
-from metastone_jax.scaling import bootstrap, fits
-from metastone_jax.scaling.curve import Curve, Saved, envelope
+from metastone_jax.evaluation.plots import RULE_STYLES
+from metastone_jax.scaling import bootstrap, fits, selection
+from metastone_jax.scaling import plot_parts as parts
+from metastone_jax.scaling.curve import Curve, envelope
+from metastone_jax.scaling.strategies import STRATEGIES
 
-# Colour and marker of a curve: eight that differ in both, by turns.
-_LOOKS = (
-  (style.BLUE, 'o'),
-  (style.VERMILION, '^'),
-  (style.GREEN, 'D'),
-  (style.ORANGE, 's'),
-  ('#56B4E9', 'v'),
-  ('#CC79A7', 'P'),
-  ('#8B6F00', 'X'),
-  ('#4B2E83', 'h'),
-)
-CEILING = 'oracle'
-_STRATEGY_LOOKS = {
-  'best_of_k': (style.BLUE, 'o'),
-  'weighted_vote': (style.GREEN, 'D'),
-  'majority': (style.ORANGE, 's'),
-  'pruned': ('#CC79A7', 'P'),
-  'single': ('#000000', 'x'),
+PER_CENT = 'accuracy (%)'
+# strategy -> (colour, line, marker).
+_STRATEGY_STYLES = {
+  **{name: look[1:] for name, look in RULE_STYLES.items()},
+  'pruned': (style.VERMILION, '-', '^'),
+  'single': ('black', ':', None),
 }
-_GRID = 120
-_COLUMNS = 3
+_GRID = 200  # computes at which a fit is drawn
+_RESAMPLES = 500  # of a band, which is looked at and not read off
+# A fit is drawn a little beyond its points, as a share of their range.
+_BEYOND = 0.04
 
 
 def plot_accuracy_against_compute(
   curves: Sequence[Curve],
   path: epath.PathLike,
   *,
-  title: str,
-  compute_label: str = 'compute: parameters x thinking tokens a problem',
-  laws: Mapping[str, str] | str = 'linear',
-  seed: int = 0,
+  title: str = 'Accuracy against compute',
+  compute_name: str = 'parameters x thinking tokens',
+  accuracy_name: str = PER_CENT,
+  laws: Mapping[str, str] | None = None,
+  with_envelope: bool | None = None,
 ) -> epath.Path:
-  """Points with intervals, a fitted law with its 95 % band, and the envelope.
+  """Points with their intervals, fits with bands, the envelope over curves.
 
-  The band is one over problems where a curve has `accuracy_PM`, else the fit's
-  own. The envelope is the best accuracy that each compute buys over all curves.
+  The band is over problems (bootstrap) where a curve has them, else that of the
+  fit, which takes the points as independent.
 
   Args:
-    curves: one a size, say; at least one.
+    curves: at least one; one colour each.
     path: PNG to write.
     title: above the picture.
-    compute_label: of the x axis.
-    laws: label of a curve -> law drawn, or one law for all. A curve that the
-      law cannot be fitted to is joined by a thin dashed line.
-    seed: of the bootstrap.
+    compute_name: what compute is.
+    accuracy_name: label of the accuracies, with their unit.
+    laws: label -> law to draw; default: the one `select` chooses.
+    with_envelope: whether to draw it; default: with several curves.
 
   Returns:
     The path.
 
   Raises:
-    UserError: no curve, or an unknown law.
+    UserError: no curve.
   """
   if not curves:
     raise UserError('accuracy against compute: there is no curve to draw')
-  fig = mpl_figure.Figure(figsize=(7.6, 5.2), layout='constrained')
+  fig = mpl_figure.Figure(figsize=(8.2, 5.0), layout='constrained')
   ax = fig.subplots()
-  ax.set_xscale('log')
-  kinds = set()
-  for curve, look in zip(curves, _cycled(len(curves)), strict=True):
-    law = laws if isinstance(laws, str) else laws[curve.label]
-    kinds.add(_law(ax, curve, law, look[0], seed))
-    _points(ax, curve, curve.compute_n, look)
-  if len(curves) > 1:
-    compute_m, best_m = envelope(curves)
-    last = max(curve.compute_n[-1] for curve in curves)
-    ax.step(
-      [*compute_m, last],
-      [*best_m, best_m[-1]],
-      where='post',
-      color='black',
-      lw=1.3,
-      ls=(0, (1, 1.2)),
-      zorder=4,
-    )
-  ax.set_ylim(*_limits(curves))
-  ax.set_xlabel(compute_label, fontsize=8.5)
-  ax.set_ylabel('accuracy, %')
+  handles, bands = [], set()
+  for i, curve in enumerate(curves):
+    color, marker = parts.look(i)
+    points = dict(color=color, marker=marker, ms=4.5)
+    parts.whiskers(ax, curve, color)
+    ax.plot(curve.compute_n, curve.accuracy_n, lw=0, zorder=4, **points)
+    label = curve.label
+    if curve.can_be_fitted:
+      law, band = _draw_fit(ax, curve, (laws or {}).get(curve.label), color)
+      bands.add(band)
+      label += f' ({law})'
+    handles.append(mpl_lines.Line2D([], [], lw=1.6, label=label, **points))
+  if with_envelope or (with_envelope is None and len(curves) > 1):
+    handles.append(_draw_envelope(ax, curves))
+  handles += [
+    mpl_patches.Patch(color=style.GREY, alpha=0.3, lw=0, label=f'band: {band}')
+    for band in sorted(bands - {''})
+  ]
+  parts.log_axis(ax)
+  _fit_range(ax, curves)
+  ax.set_xlabel(f'{compute_name} (log scale)', fontsize=9)
+  ax.set_ylabel(accuracy_name, fontsize=9)
   style.title(ax, title)
   style.plain_axes(ax)
-  names = laws if isinstance(laws, str) else 'chosen'
-  handles = [
-    _handle(look, '-', curve.label)
-    for curve, look in zip(curves, _cycled(len(curves)), strict=True)
-  ]
-  if len(curves) > 1:
-    handles.append(
-      mpl_lines.Line2D(
-        [],
-        [],
-        color='black',
-        lw=1.3,
-        ls=(0, (1, 1.2)),
-        label='envelope: best at that compute',
-      )
-    )
-  for kind in sorted(kinds - {''}):
-    handles.append(
-      mpl_patches.Patch(
-        color=style.GREY,
-        alpha=0.3,
-        lw=0,
-        label=f'{names} law, band: 95 % {kind}',
-      )
-    )
-  if '' in kinds:
-    handles.append(
-      mpl_lines.Line2D(
-        [], [], color=style.GREY, lw=0.9, ls='--', label='joined, not fitted'
-      )
-    )
-  _legend(fig, handles)
+  parts.figure_legend(fig, handles)
   return style.write_png(fig, path)
 
 
 def plot_accuracy_against_k(
-  panels: Mapping[str, Mapping[str, Curve]], path: epath.PathLike, *, title: str
+  panels: Mapping[str, Mapping[str, Curve]],
+  path: epath.PathLike,
+  *,
+  title: str = 'Accuracy against k',
+  accuracy_name: str = PER_CENT,
 ) -> epath.Path:
-  """Accuracy of each strategy against k (log2 axis), pass@k as the ceiling.
+  """Every strategy against k (log2), pass@k as the ceiling, interval bands.
 
   Args:
-    panels: title of a panel (a model size) -> strategy -> its curve with
-      `k_n`, and `low_n` and `high_n` for a band. The strategy 'oracle' is the
-      ceiling; names of `scaling.strategies` keep their colours.
+    panels: title of a panel (a model size) -> strategy (`strategies.STRATEGIES`
+      or a name of its own) -> curve with `k_n`.
     path: PNG to write.
     title: above the picture.
+    accuracy_name: label of the accuracies, with their unit.
 
   Returns:
     The path.
 
   Raises:
-    UserError: no panel, or a curve without k.
+    UserError: no panel, or a curve without `k_n`.
   """
-  if not any(panels.values()):
+  if not panels or not all(panels.values()):
     raise UserError('accuracy against k: there is no curve to draw')
-  fig, axes = _grid(len(panels), title)
-  names = list(dict.fromkeys(name for some in panels.values() for name in some))
-  labels = {n: c.label for some in panels.values() for n, c in some.items()}
+  fig, axes = parts.row_of_axes(len(panels), sharey=True)
+  names = list(dict.fromkeys(name for each in panels.values() for name in each))
+  # Known ones in their own order, the ceiling last: on top of a legend's end.
+  known = [name for name in STRATEGIES if name in names]
+  names = known + [name for name in names if name not in known]
   looks = _strategy_looks(names)
-  for ax, (panel, some) in zip(axes, panels.items(), strict=True):
-    for name, curve in some.items():
-      if curve.k_n is None:
-        raise UserError(f'accuracy against k: {curve.label!r} has no k')
-      color, mark = looks[name]
-      if curve.low_n is not None:
-        ax.fill_between(
-          curve.k_n, curve.low_n, curve.high_n, color=color, alpha=0.13, lw=0
-        )
-      ceiling = name == CEILING
-      ax.plot(
-        curve.k_n,
-        curve.accuracy_n,
-        '--' if ceiling else '-',
-        color=color,
-        marker=mark,
-        ms=4,
-        lw=1.5,
-      )
-    _k_axis(ax, sorted({k for c in some.values() for k in c.k_n}))
-    ax.set_title(panel, loc='left', fontsize=9.5)
-  for ax in axes[:: _columns(len(panels))]:
-    ax.set_ylabel('accuracy, %')
+  banded = False
+  for ax, (heading, curves) in zip(axes, panels.items(), strict=True):
+    for name in names:
+      if name in curves:
+        banded |= _draw_strategy(ax, name, curves[name], looks[name])
+    parts.k_axis(ax, [k for curve in curves.values() for k in curve.k_n])
+    ax.set_title(heading, loc='left', fontsize=9.5)
+  for ax in axes[:: parts.COLUMNS]:
+    ax.set_ylabel(accuracy_name, fontsize=9)
   handles = [
-    _handle(looks[n], '--' if n == CEILING else '-', labels[n]) for n in names
-  ]
-  if any(
-    c.low_n is not None for some in panels.values() for c in some.values()
-  ):
-    handles.append(
-      mpl_patches.Patch(
-        color=style.GREY, alpha=0.3, lw=0, label='band: 95 % interval'
-      )
+    mpl_lines.Line2D(
+      [],
+      [],
+      color=color,
+      ls=line,
+      marker=marker,
+      ms=4.5,
+      lw=1.7,
+      label=STRATEGIES.get(name, name),
     )
-  _legend(fig, handles)
+    for name, (color, line, marker) in looks.items()
+  ]
+  if banded:
+    handles.append(parts.interval_patch())
+  fig.suptitle(title, x=0.01, ha='left', fontsize=10.5)
+  parts.figure_legend(fig, handles)
   return style.write_png(fig, path)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Saved:
+  """What pruning saves and loses at n values of k, against all samples whole.
+
+  Attributes:
+    label: for the legend.
+    k_n: samples an answer.
+    whole_n: accuracy of best-of-k without pruning.
+    pruned_n: with it.
+    share_n: thinking tokens drawn, as a share (0 to 1) of those without it.
+    low_n: lower ends of the interval of pruned minus whole, paired; or None.
+    high_n: upper ends.
+  """
+
+  label: str
+  k_n: np.ndarray
+  whole_n: np.ndarray
+  pruned_n: np.ndarray
+  share_n: np.ndarray
+  low_n: np.ndarray | None = None
+  high_n: np.ndarray | None = None
+
+
 def plot_tokens_saved(
-  saved: Sequence[Saved], path: epath.PathLike, *, title: str
+  found: Sequence[Saved],
+  path: epath.PathLike,
+  *,
+  title: str = 'Tokens saved by pruning, and what it costs',
+  accuracy_name: str = PER_CENT,
 ) -> epath.Path:
-  """Thinking tokens that pruning saves, and accuracy it changes, against k.
+  """Accuracy with and without pruning, their difference, share of tokens.
 
   Args:
-    saved: one a size and rule of pruning.
+    found: at least one; one colour each.
     path: PNG to write.
     title: above the picture.
+    accuracy_name: label of the accuracies, with their unit.
 
   Returns:
     The path.
@@ -212,164 +200,162 @@ def plot_tokens_saved(
   Raises:
     UserError: nothing to draw.
   """
-  if not saved:
+  if not found:
     raise UserError('tokens saved: there is nothing to draw')
-  fig = mpl_figure.Figure(figsize=(9.6, 4.3), layout='constrained')
-  fig.suptitle(title, x=0.01, ha='left', fontsize=10.5)
-  left, right = fig.subplots(1, 2)
-  right.axhline(0.0, color='black', lw=0.8, ls=':')
-  ks = sorted({float(k) for one in saved for k in one.k_n})
-  looks = _cycled(len(saved))
-  # Side by side, so that whiskers at one k do not hide each other.
-  shift_S = 2.0 ** np.linspace(-0.12, 0.12, len(saved))
-  for one, (color, mark), shift in zip(saved, looks, shift_S, strict=True):
-    left.plot(
-      one.k_n, one.tokens_n, '-', marker=mark, color=color, ms=4, lw=1.5
-    )
-    _whiskers(
-      right,
-      np.asarray(one.k_n) * (shift if len(saved) > 1 else 1.0),
-      one.change_n,
-      one.low_n,
-      one.high_n,
-      (color, mark),
-      line='-',
-    )
-  for ax, text in (
-    (left, 'thinking tokens saved, %'),
-    (right, 'accuracy, pruned minus whole, points'),
+  fig, axes = parts.row_of_axes(3, sharey=False)
+  handles = []
+  for i, one in enumerate(found):
+    color, marker = parts.look(i)
+    line = dict(color=color, marker=marker, ms=4.5, lw=1.7)
+    faint = {**line, 'lw': 1.2, 'ls': '--', 'mfc': 'white'}
+    difference_n = np.subtract(one.pruned_n, one.whole_n)
+    axes[0].plot(one.k_n, one.whole_n, **faint)
+    axes[0].plot(one.k_n, one.pruned_n, **line)
+    axes[1].plot(one.k_n, difference_n, **line)
+    axes[2].plot(one.k_n, 100 * np.asarray(one.share_n), **line)
+    if one.low_n is not None:
+      axes[1].fill_between(
+        one.k_n, one.low_n, one.high_n, color=color, alpha=0.15, lw=0
+      )
+    handles.append(mpl_lines.Line2D([], [], label=one.label, **line))
+  axes[1].axhline(0.0, color='black', lw=0.8, ls=':')
+  axes[2].axhline(100.0, color='black', lw=0.8, ls=':')
+  axes[2].set_ylim(0.0, 105.0)
+  for ax, heading in zip(
+    axes,
+    (
+      accuracy_name,
+      'pruned minus all samples whole',
+      'thinking tokens drawn (% of all)',
+    ),
+    strict=True,
   ):
-    _k_axis(ax, ks)
-    ax.set_ylabel(text, fontsize=9)
-  left.set_ylim(bottom=min(0.0, left.get_ylim()[0]))
-  handles = [
-    _handle(look, '-', one.label)
-    for one, look in zip(saved, looks, strict=True)
+    parts.k_axis(ax, [k for one in found for k in one.k_n])
+    ax.set_title(heading, loc='left', fontsize=9.5)
+  handles += [
+    mpl_lines.Line2D(
+      [],
+      [],
+      color=style.GREY,
+      ls='--',
+      marker='o',
+      mfc='white',
+      ms=4.5,
+      lw=1.2,
+      label='without pruning',
+    )
   ]
-  if any(one.low_n is not None for one in saved):
-    handles.append(_handle((style.GREY, '|'), '-', 'whiskers: 95 % interval'))
-  _legend(fig, handles)
+  if any(one.low_n is not None for one in found):
+    handles.append(parts.interval_patch())
+  fig.suptitle(title, x=0.01, ha='left', fontsize=10.5)
+  parts.figure_legend(fig, handles)
   return style.write_png(fig, path)
 
 
-def _law(ax, curve: Curve, law: str, color: str, seed: int) -> str:
-  """Draws law and band; returns what the band is, '' if nothing was fitted."""
-  fits.law_named(law)
-  x_n = curve.compute_n
-  try:
-    fit = fits.fit_law(law, x_n, curve.accuracy_n)
-  except UserError:
-    ax.plot(x_n, curve.accuracy_n, '--', color=color, lw=0.9)
-    return ''
-  # A little beyond the points; more would be a claim.
-  reach = 1.15
-  at = np.geomspace(x_n[0] / reach, x_n[-1] * reach, _GRID)
-  if curve.accuracy_PM is not None and len(curve.accuracy_PM) > 1:
-    low, high = bootstrap.bootstrap_band(
-      x_n, curve.accuracy_PM, law, at, seed=seed
-    )
-    kind = 'over problems'
+def _draw_fit(ax, curve: Curve, law: str | None, color: str):
+  """Draws a law and its band; (its name, what the band is or empty)."""
+  if law is None:
+    chosen = selection.select(curve.compute_n, curve.accuracy_n)
+    fit = chosen.fits[chosen.chosen]
   else:
-    low, high = fit.band(at)
-    kind = 'of the fit'
-  ax.fill_between(at, low, high, color=color, alpha=0.13, lw=0)
-  ax.plot(at, fit.predict(at), '-', color=color, lw=1.3)
-  return kind
+    fit = fits.fit_law(law, curve.compute_n, curve.accuracy_n)
+  ends = np.log(curve.compute_n[[0, -1]])
+  margin = _BEYOND * (ends[1] - ends[0])
+  grid = np.exp(np.linspace(ends[0] - margin, ends[1] + margin, _GRID))
+  ax.plot(grid, fit.predict(grid), color=color, lw=1.6, zorder=2)
+  # With one degree of freedom a t band is 12.7 standard errors.
+  if fit.n - len(fit.params) < 2 and curve.accuracy_PM is None:
+    return fit.name, ''
+  if curve.accuracy_PM is None:
+    (low, high), what = fit.band(grid), '95 %, points independent'
+  else:
+    low, high = bootstrap.bootstrap_band(
+      curve.compute_n,
+      curve.accuracy_PM,
+      fit.name,
+      grid,
+      resamples=_RESAMPLES,
+    )
+    what = '95 % over problems'
+  ax.fill_between(grid, low, high, color=color, alpha=0.15, lw=0, zorder=1)
+  return fit.name, what
 
 
-def _points(ax, curve: Curve, x_n, look) -> None:
-  _whiskers(ax, x_n, curve.accuracy_n, curve.low_n, curve.high_n, look, line='')
-
-
-def _whiskers(ax, x_n, y_n, low_n, high_n, look, *, line: str) -> None:
-  color, mark = look
-  error = None
-  if low_n is not None and high_n is not None:
-    error = np.maximum([y_n - low_n, high_n - y_n], 0.0)
-  ax.errorbar(
-    x_n,
-    y_n,
-    yerr=error,
-    fmt=line + mark,
-    color=color,
-    ms=4.5,
-    lw=1.3,
-    elinewidth=0.9,
-    capsize=2,
-    zorder=3,
+def _draw_envelope(ax, curves: Sequence[Curve]):
+  found = envelope(curves)
+  last = max(curve.compute_n[-1] for curve in curves)
+  line = dict(color='black', lw=0.9, ls=(0, (3, 1)))
+  ax.step(
+    np.append(found.compute_m, last),
+    np.append(found.accuracy_m, found.accuracy_m[-1]),
+    where='post',
+    zorder=2.5,
+    **line,
   )
+  return mpl_lines.Line2D([], [], label='envelope: best within compute', **line)
 
 
-def _limits(curves: Sequence[Curve]) -> tuple[float, float]:
-  """Of the y axis: points and intervals, and some air."""
-  low = min(
-    np.nanmin([c.accuracy_n, c.accuracy_n if c.low_n is None else c.low_n])
-    for c in curves
+def _fit_range(ax, curves: Sequence[Curve]) -> None:
+  """y limits from the points and their intervals: bands may be cut off."""
+  values = np.concatenate(
+    [
+      values
+      for curve in curves
+      for values in (curve.accuracy_n, curve.low_n, curve.high_n)
+      if values is not None
+    ]
   )
-  high = max(
-    np.nanmax([c.accuracy_n, c.accuracy_n if c.high_n is None else c.high_n])
-    for c in curves
-  )
-  air = 0.06 * max(high - low, 1.0)
-  return low - air, high + air
-
-
-def _k_axis(ax, ks: Sequence[float]) -> None:
-  ax.set_xscale('log', base=2)
-  ax.xaxis.set_major_locator(ticker.FixedLocator(list(ks)))
-  ax.xaxis.set_major_formatter(ticker.FormatStrFormatter('%d'))
-  ax.xaxis.set_minor_locator(ticker.NullLocator())
-  ax.set_xlabel('k, samples an answer', fontsize=8.5)
-  style.plain_axes(ax)
-
-
-def _columns(count: int) -> int:
-  return 2 if count == 4 else min(count, _COLUMNS)
-
-
-def _grid(count: int, title: str):
-  """(figure, axes of the panels)."""
-  columns = _columns(count)
-  lines = math.ceil(count / columns)
-  fig = mpl_figure.Figure(
-    figsize=(max(6.8, 4.1 * columns), 1.1 + 3.3 * lines), layout='constrained'
-  )
-  fig.suptitle(title, x=0.01, ha='left', fontsize=10.5)
-  axes = list(fig.subplots(lines, columns, squeeze=False).flat)
-  for ax in axes[count:]:
-    ax.remove()
-  return fig, axes[:count]
-
-
-def _cycled(count: int) -> list[tuple[str, str]]:
-  return [_LOOKS[i % len(_LOOKS)] for i in range(count)]
+  low, high = np.nanmin(values), np.nanmax(values)
+  margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
+  ax.set_ylim(low - margin, high + margin)
 
 
 def _strategy_looks(names: Sequence[str]) -> dict[str, tuple]:
-  """Known strategies by name, others in what is left of the colours."""
-  looks = {CEILING: (style.GREY, None), **_STRATEGY_LOOKS}
-  free = [look for look in _LOOKS if look not in looks.values()]
-  others = [name for name in names if name not in looks]
-  for i, name in enumerate(others):
-    looks[name] = free[i % len(free)]
-  return looks
+  """(colour, line, marker) of each, unknown ones in colours not yet taken."""
+  taken = {_STRATEGY_STYLES[n][0] for n in names if n in _STRATEGY_STYLES}
+  free = [
+    parts.look(i)
+    for i in range(len(parts.COLORS))
+    if parts.COLORS[i] not in taken
+  ]
+  free = free or [parts.look(i) for i in range(len(parts.COLORS))]
+  found, unknown = {}, 0
+  for name in names:
+    if name in _STRATEGY_STYLES:
+      found[name] = _STRATEGY_STYLES[name]
+    else:
+      color, marker = free[unknown % len(free)]
+      found[name], unknown = (color, '-', marker), unknown + 1
+  return found
 
 
-def _handle(look, line: str, label: str) -> mpl_lines.Line2D:
-  color, mark = look
-  return mpl_lines.Line2D(
-    [], [], color=color, marker=mark, ls=line, ms=4.5, lw=1.4, label=label
+def _draw_strategy(ax, name: str, curve: Curve, style_of) -> bool:
+  """One line; whether it has a band."""
+  if curve.k_n is None:
+    raise UserError(f'accuracy against k: curve {curve.label!r} has no k_n')
+  color, line, marker = style_of
+  if len(curve.k_n) == 1:  # of one k: a level to compare with
+    ax.axhline(curve.accuracy_n[0], color=color, lw=0.9, ls=line)
+    return False
+  order_n = np.argsort(curve.k_n, kind='stable')
+  k_n = curve.k_n[order_n]
+  ax.plot(
+    k_n,
+    curve.accuracy_n[order_n],
+    color=color,
+    ls=line,
+    marker=marker,
+    ms=4.5,
+    lw=1.7,
   )
-
-
-def _legend(fig, handles) -> None:
-  """Under all axes, where it covers no curve."""
-  widest = max(len(handle.get_label()) for handle in handles)
-  room = int(72 * fig.get_figwidth() / (5.0 * widest + 40))
-  fig.legend(
-    handles=handles,
-    loc='outside lower center',
-    ncols=max(1, min(len(handles), 4, room)),
-    frameon=False,
-    fontsize=8.5,
+  if curve.low_n is None:
+    return False
+  ax.fill_between(
+    k_n,
+    curve.low_n[order_n],
+    curve.high_n[order_n],
+    color=color,
+    alpha=0.15,
+    lw=0,
   )
+  return True
