@@ -16,6 +16,7 @@ it); --table=published takes the one of the paper.
 """
 
 import os
+import shlex
 import sys
 
 from absl import flags
@@ -28,6 +29,7 @@ from metastone_jax.errors import UserError
 from metastone_jax.scaling import plan as plan_lib
 from metastone_jax.scaling import table
 from metastone_jax.scaling.runs import runners, worker
+from metastone_jax.telemetry import files
 from metastone_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -79,34 +81,38 @@ def main() -> None:
       '--config=configs/sweeps/scaling_law.py (or --table=FILE)'
     )
   config = _checked(_CONFIG.value.to_dict())
-  runners.page(config['kind'])
   plan = plan_lib.Plan.of(config['points'])
-  workdir = epath.Path(
-    _WORKDIR.value or f'runs/sweeps/{config["name"]}'
-  ).absolute()
-  if _DRY_RUN.value and _EXECUTOR.value == 'local':
+  workdir = epath.Path(_WORKDIR.value or f'runs/sweeps/{config["name"]}')
+  if not files.is_remote(workdir):
+    workdir = workdir.absolute()  # workers may be started elsewhere
+  if _DRY_RUN.value:
     _list(plan, workdir)
+    if _EXECUTOR.value != 'local':
+      _submit(config, workdir)
     return
   if _FINISH.value:
     _finish(config, workdir)
     return
-  if not _DRY_RUN.value:
-    plan_lib.keep(plan, workdir)
+  plan_lib.keep(plan, workdir)
   if _WORKER.value is not None:
     _work(plan, workdir, f'[worker {_WORKER.value}] ')
-    if _EXECUTOR.value != 'local' and _all_done(plan, workdir):
+    # Every point is done or has failed. Here the command that started the
+    # worker goes on; elsewhere nobody does, and all write the same.
+    if _EXECUTOR.value != 'local':
       _finish(config, workdir)
+      _report(plan, workdir)
     return
+  worker.forget_failures(plan, workdir)
+  broken: list[str] = []
   if _EXECUTOR.value != 'local':
     _submit(config, workdir)
     return
-  worker.forget_failures(plan, workdir)
   if _WORKERS.value == 1:
     _work(plan, workdir, '')
   else:
-    sweep_local.run(_worker_command(workdir), _WORKERS.value)
+    broken = sweep_local.run(_worker_command(workdir), _WORKERS.value)
   _finish(config, workdir)
-  _report(worker.failures(plan, workdir))
+  _report(plan, workdir, broken)
 
 
 def _checked(config: dict) -> dict:
@@ -117,6 +123,10 @@ def _checked(config: dict) -> dict:
         '(configs/sweeps/scaling_law.py), a recipe of training goes to '
         'launch.train'
       )
+  runners.check(config['kind'], runners.PAGES)
+  for point in config['points']:
+    # What has no kind is refused by the plan.
+    runners.check(point.get('kind', ':'), runners.RUNNERS)
   return config
 
 
@@ -130,24 +140,19 @@ def _work(plan: plan_lib.Plan, workdir: epath.Path, label: str) -> None:
     worker.Worker(plan, workdir, check, label).run()
 
 
-def _all_done(plan: plan_lib.Plan, workdir: epath.Path) -> bool:
-  return all(
-    table.is_done(plan_lib.point_folder(workdir, name)) for name in plan.points
-  )
-
-
 def _finish(config: dict, workdir: epath.Path) -> None:
   """Table and page of everything that the folder has."""
   everything = plan_lib.kept(workdir)
   rows = table.rows_of(everything, workdir)
   paths = table.write(everything, workdir)
   if rows:
+    page = epath.Path(_PAGE.value or config['page'])
+    if _EXECUTOR.value == 'gke' and not _PAGE.value:
+      page = workdir / page.name  # a pod's own disk goes with it
+    hidden = ('finish', 'worker', 'workdir', 'page', 'compilation_cache')
+    command = shlex.join(['python', '-m', 'launch.sweep', *_argv(*hidden)])
     paths += runners.page(config['kind'])(
-      config,
-      workdir,
-      epath.Path(_PAGE.value or config['page']),
-      rows,
-      command=_shown_command(),
+      config, workdir, page, rows, command=command
     )
   else:
     print('no point is done yet: there is nothing to put on a page')
@@ -155,23 +160,39 @@ def _finish(config: dict, workdir: epath.Path) -> None:
     print(f'written: {path}')
 
 
-def _shown_command() -> str:
-  """The command that makes the page, as a reader would give it."""
-  left_out = ('--finish', '--worker', '--compilation_cache', '--page')
-  argv = [
-    part
-    for part in sys.argv[1:]
-    if not part.startswith(left_out) and not part.startswith('--workdir')
-  ]
-  return ' '.join(['python -m launch.sweep', *argv])
+def _argv(*left_out: str) -> list[str]:
+  """The flags of this call but for some."""
+  kept, is_value = [], False
+  for part in sys.argv[1:]:
+    if is_value:  # of `--flag value`
+      is_value = False
+      continue
+    name, equals, _ = part.lstrip('-').partition('=')
+    if part.startswith('-') and name in left_out:
+      is_value = not equals and not flags.FLAGS[name].boolean
+      continue
+    kept.append(part)
+  return kept
 
 
-def _report(failed: dict[str, str]) -> None:
+def _report(plan: plan_lib.Plan, workdir: epath.Path, broken=()) -> None:
+  """Refuses to call a sweep done that is not."""
+  failed = worker.failures(plan, workdir)
   if failed:
     several = '; '.join(f'{name}: {why}' for name, why in failed.items())
     raise UserError(
-      f'{len(failed)} points were not done: {several} (the same command tries '
-      'them again)'
+      f'{len(failed)} of {len(plan.points)} points were not done: {several} '
+      '(the same command tries them again)'
+    )
+  left = [
+    name
+    for name in plan.points
+    if not table.is_done(plan_lib.point_folder(workdir, name))
+  ]
+  if left:
+    raise UserError(
+      f'{len(left)} of {len(plan.points)} points are left, the first is '
+      f'{left[0]}: {"; ".join(broken)}; the same command goes on'
     )
 
 
@@ -180,45 +201,28 @@ def _list(plan: plan_lib.Plan, workdir: epath.Path) -> None:
     state = 'left'
     if table.is_done(plan_lib.point_folder(workdir, name)):
       state = 'done'
-    needs = ', '.join(point['needs'])
-    print(
-      f'{state}  {name}  {point["kind"]}' + (f'  needs {needs}' * bool(needs))
-    )
+    needs = f'  needs {", ".join(point["needs"])}' if point['needs'] else ''
+    print(f'# {state}  {name}  {point["kind"]}{needs}')
 
 
 def _worker_command(workdir: epath.Path) -> list[str]:
   """This command as a worker's, without its number."""
-  keep = [
-    part
-    for part in sys.argv[1:]
-    if part.split('=')[0] not in ('--workers', '--workdir', '--dry_run')
-  ]
   return [
     *(sys.executable, '-m', 'launch.sweep'),
-    *keep,
+    *_argv('workers', 'workdir', 'dry_run', 'slurm', 'gke'),
     f'--workdir={os.fspath(workdir)}',
   ]
 
 
 def _submit(config: dict, workdir: epath.Path) -> None:
-  command = _worker_command(workdir)
-  shared = dict(workers=_WORKERS.value, name=config['name'])
-  if _EXECUTOR.value == 'slurm':
-    sweep_slurm.submit(
-      command,
-      folder=os.fspath(workdir / 'slurm'),
-      options=sweep_slurm.options(),
-      dry_run=_DRY_RUN.value,
-      **shared,
-    )
-  else:
-    sweep_gke.submit(
-      command,
-      workdir=os.fspath(workdir),
-      options=sweep_gke.options(),
-      dry_run=_DRY_RUN.value,
-      **shared,
-    )
+  where = sweep_slurm if _EXECUTOR.value == 'slurm' else sweep_gke
+  where.submit(
+    _worker_command(workdir),
+    name=config['name'],
+    workdir=os.fspath(workdir),
+    workers=_WORKERS.value,
+    dry_run=_DRY_RUN.value,
+  )
 
 
 if __name__ == '__main__':

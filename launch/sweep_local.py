@@ -2,23 +2,23 @@
 
 import signal
 import subprocess
-import sys
 import time
 
 from metastone_jax import telemetry
-from metastone_jax.errors import UserError
 from metastone_jax.training import loop
 
 
-def run(command: list[str], workers: int) -> None:
+def run(command: list[str], workers: int) -> list[str]:
   """Starts workers and waits for them.
 
   Args:
     command: of a worker, without its number.
     workers: how many.
 
+  Returns:
+    A sentence about each that ended badly; the others did its points.
+
   Raises:
-    UserError: one of them found its input bad, or broke.
     Interrupted: a signal came; the workers were told and have saved.
   """
   with telemetry.StopRequest() as stop:
@@ -41,13 +41,8 @@ def run(command: list[str], workers: int) -> None:
       raise
   if stop.requested:
     raise loop.Interrupted(stop.signal_name)
-  broken = [
+  return [
     f'worker {i} ended with status {process.returncode}'
     for i, process in enumerate(started)
     if process.returncode
   ]
-  if broken:
-    print('\n'.join(broken), file=sys.stderr)
-    raise UserError(
-      f'{broken[0]}; its own messages are above, and the same command goes on'
-    )

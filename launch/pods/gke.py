@@ -25,7 +25,7 @@ import json
 
 from absl import flags
 
-from launch.pods import accelerators, job, shell
+from launch.pods import accelerators, gke_nodes, job, shell
 from metastone_jax.errors import UserError
 
 _ACCELERATOR = flags.DEFINE_string(
@@ -112,22 +112,7 @@ def manifest(
     command: what every container runs.
     secrets: variable -> Kubernetes secret.
   """
-  count = str(accelerator.chips_per_host)
-  if accelerator.is_tpu:
-    resource = 'google.com/tpu'
-    nodes = {
-      'cloud.google.com/gke-tpu-accelerator': accelerator.gke,
-      'cloud.google.com/gke-tpu-topology': accelerator.topology,
-    }
-  else:
-    resource = 'nvidia.com/gpu'
-    nodes = {'cloud.google.com/gke-accelerator': accelerator.gke}
-  tolerations = [{'key': resource, 'operator': 'Exists'}]
-  if _SPOT.value:
-    nodes['cloud.google.com/gke-spot'] = 'true'
-    tolerations.append(
-      {'key': 'cloud.google.com/gke-spot', 'operator': 'Exists'}
-    )
+  nodes, tolerations, resources = gke_nodes.placement(accelerator, _SPOT.value)
   pod = {
     'restartPolicy': 'Never',
     'hostNetwork': True,
@@ -151,10 +136,7 @@ def manifest(
           if accelerator.is_tpu
           else {}
         ),
-        'resources': {
-          'requests': {resource: count},
-          'limits': {resource: count},
-        },
+        'resources': {'requests': resources, 'limits': resources},
         'volumeMounts': [{'name': 'shm', 'mountPath': '/dev/shm'}],
       }
     ],

@@ -9,12 +9,18 @@ objects written, listed and deleted:
            that write at once the later lister sees both, so both never hold it.
   renew    a thread rewrites the own file with a higher count.
   break    a claim whose count has not changed for `patience` seconds ON THE
-           WATCHER'S OWN CLOCK is deleted (clocks of machines may differ); one
-           of a process of this machine that is gone, at once.
-  lost     a holder whose file is gone (it slept, and was given up) finds out
-           at the next renewal or when it asks; its result does not count.
+           WATCHER'S OWN CLOCK counts no more (clocks of machines may differ):
+           the watcher writes NAME.void beside it, for good, so that a late
+           renewal cannot bring it back. A claim of a process of this machine
+           that is gone is deleted at once.
+  lost     a holder that was given up (it slept) finds out at its next renewal
+           or when it looks; its result does not count.
+
+The listing of a folder must show what was written before it, as those of disks
+and of today's buckets do.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -37,13 +43,11 @@ class Worker:
   """Who claims; unique.
 
   Attributes:
-    name: of its claim files.
     host: of the machine and its start.
     pid: of the process.
     started: of the process, as the kernel counts; a pid may come again.
   """
 
-  name: str
   host: str
   pid: int
   started: str
@@ -52,7 +56,7 @@ class Worker:
   def this(cls) -> 'Worker':
     """This process."""
     pid = os.getpid()
-    return cls(uuid.uuid4().hex, _host(), pid, _started(pid))
+    return cls(_host(), pid, _started(pid))
 
   def is_gone(self, other: dict) -> bool:
     """Whether a claim is of a process of this machine that has ended."""
@@ -73,8 +77,12 @@ class Lease:
     self._thread.start()
 
   def is_lost(self) -> bool:
-    """Whether another worker may have the folder now."""
-    if not self._lost.is_set() and not self._path.exists():
+    """Whether it was lost, as far as the last renewal knows."""
+    return self._lost.is_set()
+
+  def look(self) -> bool:
+    """Whether it is lost now."""
+    if _void(self._path).exists() or not self._path.exists():
       self._lost.set()
     return self._lost.is_set()
 
@@ -87,13 +95,12 @@ class Lease:
   def _renew(self) -> None:
     count = 0
     while not self._ended.wait(self._pause):
-      if self.is_lost():
-        return
       count += 1
-      try:
+      # A bucket may fail for a moment. If it lasts, others give this claim up.
+      with contextlib.suppress(Exception):
+        if self.look():
+          return
         _write(self._path, self._worker, count)
-      except Exception:  # noqa: BLE001 (a bucket may fail for a moment)
-        continue
 
 
 class Leases:
@@ -102,7 +109,7 @@ class Leases:
   def __init__(self, worker: Worker | None = None, patience: float = PATIENCE):
     self.worker = worker or Worker.this()
     self.patience = patience
-    # Path of a claim -> (its content, since when on our clock).
+    # Name of a claim -> (its content, since when on our clock).
     self._seen: dict[str, tuple[str, float]] = {}
 
   def claim(self, folder: epath.Path) -> Lease | None:
@@ -111,49 +118,49 @@ class Leases:
     if self._others(claims):
       return None
     claims.mkdir(parents=True, exist_ok=True)
-    path = claims / f'{self.worker.name}.json'
+    # A name for every claim: one that was given up is so for good.
+    path = claims / f'{uuid.uuid4().hex}.json'
     _write(path, self.worker, 0)
-    if self._others(claims):
+    if self._others(claims, mine=path.name) or _void(path).exists():
       path.unlink(missing_ok=True)
       return None
     return Lease(path, self.worker, self.patience)
 
-  def is_claimed(self, folder: epath.Path) -> bool:
-    """Whether another worker has a folder."""
-    return bool(self._others(folder / 'claims'))
-
-  def _others(self, claims: epath.Path) -> list[epath.Path]:
+  def _others(self, claims: epath.Path, mine: str = '') -> list[epath.Path]:
     """Claims of others that live; dead ones are removed."""
-    found = []
-    for path in files.children(claims):
-      if path.suffix != '.json' or path.stem == self.worker.name:
-        continue
-      if path.name.startswith('.'):  # a write under way or cut off
-        continue
-      if self._is_dead(path):
-        path.unlink(missing_ok=True)
-        self._seen.pop(os.fspath(path), None)
-      else:
-        found.append(path)
-    return found
+    paths = files.children(claims)
+    names = {path.name for path in paths}
+    return [
+      path
+      for path in paths
+      # A name that begins with a dot is a write under way, or cut off.
+      if path.suffix == '.json' and not path.name.startswith('.')
+      if path.name != mine and _void(path).name not in names
+      if self._lives(path)
+    ]
 
-  def _is_dead(self, path: epath.Path) -> bool:
+  def _lives(self, path: epath.Path) -> bool:
     try:
       text = path.read_text()
-    except FileNotFoundError:  # released between the listing and now
-      return True
-    try:
-      other = json.loads(text)
-    except ValueError:
-      other = {}
-    if self.worker.is_gone(other):
-      return True
-    now = time.monotonic()
-    content, since = self._seen.get(os.fspath(path), (None, now))
-    if content != text:
-      self._seen[os.fspath(path)] = (text, now)
+    except FileNotFoundError:  # released since the listing
       return False
-    return now - since > self.patience
+    if self.worker.is_gone(json.loads(text)):
+      path.unlink(missing_ok=True)
+      return False
+    now = time.monotonic()
+    content, since = self._seen.get(path.name, (None, now))
+    if content != text:
+      self._seen[path.name] = (text, now)
+    elif now - since > self.patience:
+      files.write_text_atomic(_void(path), '')
+      path.unlink(missing_ok=True)
+      return False
+    return True
+
+
+def _void(path: epath.Path) -> epath.Path:
+  """What says that a claim counts no more."""
+  return path.parent / f'{path.stem}.void'
 
 
 def _write(path: epath.Path, worker: Worker, count: int) -> None:

@@ -60,10 +60,6 @@ class Plan:
           )
     return cls(_ordered(found))
 
-  def folder(self, workdir: epath.Path, name: str) -> epath.Path:
-    """Of a point."""
-    return point_folder(workdir, name)
-
 
 def point_folder(workdir: epath.Path, name: str) -> epath.Path:
   """Of a point of this name."""

@@ -9,6 +9,8 @@ plan: the same however often the sweep was killed. How long points took is in
 import csv
 import io
 import json
+import os
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,8 +27,16 @@ _VALUES = (str, int, float, bool, type(None))
 
 def finish_point(
   folder: epath.Path, rows: Sequence[Mapping[str, Any]], times: Mapping
-) -> None:
-  """Marks a point as done.
+) -> bool:
+  """Marks a point as done, unless it is.
+
+  Args:
+    folder: of the point.
+    rows: of the table.
+    times: what is in `times.csv` about it.
+
+  Returns:
+    Whether these are its rows now: False = another worker was faster.
 
   Raises:
     UserError: a row with a value that is no cell of a table.
@@ -38,10 +48,11 @@ def finish_point(
           f'point {folder.name}: {key}={value!r} is a '
           f'{type(value).__name__}; a row holds text, numbers and None'
         )
+  if is_done(folder):
+    return False
   files.write_json_atomic(folder / 'times.json', dict(times))
-  files.write_text_atomic(
-    folder / 'rows.json', json.dumps([dict(row) for row in rows], indent=1)
-  )
+  text = json.dumps([dict(row) for row in rows], indent=1) + '\n'
+  return _write_once(folder / 'rows.json', text)
 
 
 def is_done(folder: epath.Path) -> bool:
@@ -91,6 +102,28 @@ def write(plan: plan_lib.Plan, workdir: epath.Path) -> list[epath.Path]:
   paths.append(workdir / 'table.parquet')
   files.write_bytes_atomic(paths[-1], buffer.getvalue())
   return paths
+
+
+def _write_once(path: epath.Path, text: str) -> bool:
+  """Writes a file that must not be there; whether it was not.
+
+  On a disk exactly: a link is made or refused. A bucket (and a disk without
+  links) offers no such thing; there the claim of the point holds others off.
+  """
+  if files.is_remote(path):
+    files.write_text_atomic(path, text)
+    return True
+  whole = path.parent / f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp'
+  try:
+    whole.write_text(text)
+    os.link(whole, path)
+  except FileExistsError:
+    return False
+  except OSError:  # a disk without links
+    files.write_text_atomic(path, text)
+  finally:
+    whole.unlink(missing_ok=True)
+  return True
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

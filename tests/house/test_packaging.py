@@ -91,7 +91,8 @@ def test_extras(setup_cfg):
   promised |= {'test'}
   formats = {'gguf', 'sentencepiece', 'gcs'}
   formats |= {'array_record', 'champ', 'parquet'}
-  assert promised | formats | {'tensorboard', 'wandb'} == set(extras)
+  others = {'tensorboard', 'wandb', 'slurm'}
+  assert promised | formats | others == set(extras)
   for text in extras.values():
     assert _requirements(text)
   required = _requirements(setup_cfg['options']['install_requires'])

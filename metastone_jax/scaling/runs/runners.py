@@ -27,13 +27,27 @@ PAGES = {
 }
 
 
+def check(kind: str, known: dict[str, str] = RUNNERS) -> None:
+  """Refuses an unknown kind, without importing anything.
+
+  Raises:
+    UserError: it is neither known nor `module:function`.
+  """
+  if kind not in known and not kind.partition(':')[2]:
+    what = 'sweep' if known is PAGES else 'point'
+    raise UserError(
+      f'kind of a {what}: {kind!r} is unknown; use one of {", ".join(known)}, '
+      'or module:function'
+    )
+
+
 def runner(kind: str) -> Callable:
   """What does a point of this kind.
 
   Raises:
     UserError: an unknown kind, or a function that is not there.
   """
-  return _function('kind of a point', kind, RUNNERS)
+  return _function(kind, RUNNERS)
 
 
 def page(kind: str) -> Callable:
@@ -42,18 +56,13 @@ def page(kind: str) -> Callable:
   Raises:
     UserError: as `runner`.
   """
-  return _function('kind of a sweep', kind, PAGES)
+  return _function(kind, PAGES)
 
 
-def _function(what: str, kind: str, known: dict[str, str]) -> Callable:
-  text = known.get(kind, kind)
-  module, _, name = text.partition(':')
-  if not name:
-    raise UserError(
-      f'{what}: {kind!r} is unknown; use one of {", ".join(known)}, or '
-      'module:function'
-    )
+def _function(kind: str, known: dict[str, str]) -> Callable:
+  check(kind, known)
+  module, _, name = known.get(kind, kind).partition(':')
   try:
     return getattr(importlib.import_module(module), name)
   except (ImportError, AttributeError) as error:
-    raise UserError(f'{what}: {kind!r} cannot be loaded: {error}') from error
+    raise UserError(f'kind {kind!r} cannot be loaded: {error}') from error

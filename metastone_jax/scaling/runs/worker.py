@@ -26,8 +26,7 @@ from metastone_jax.scaling.runs import runners
 from metastone_jax.telemetry import files
 from metastone_jax.telemetry.progress import format_duration
 
-TRIES = 2
-_POLL = 1.0  # seconds between two looks at what others do, at least
+TRIES = 3
 _STATUS = 15.0  # seconds between two lines about one point
 
 
@@ -45,6 +44,7 @@ class Worker:
     check_stop: raises where the worker is asked to stop.
     label: before every line, where there are several workers.
     patience: seconds of silence after which another worker is given up.
+    pause: seconds between two looks at what others do, at least.
   """
 
   plan: plan_lib.Plan
@@ -52,10 +52,12 @@ class Worker:
   check_stop: Callable[[], None] = lambda: None
   label: str = ''
   patience: float = leases_lib.PATIENCE
+  pause: float = 1.0
 
   def __post_init__(self):
     self._leases = leases_lib.Leases(patience=self.patience)
     self._cache: dict = {}
+    self._known_done: set[str] = set()  # what is done stays done
 
   def run(self) -> dict[str, str]:
     """Works until every point is done, has failed or waits for one that has.
@@ -82,20 +84,19 @@ class Worker:
         for name in left
         if all(self._done(need) for need in self.plan.points[name]['needs'])
       ]
-      if any([self._try(name) for name in ready[:1]]) or self._first(ready[1:]):
+      if any(self._try(name) for name in ready):  # the first that is free
         waited = False
         continue
       if not waited:
         self._say(f'waiting: other workers have {len(ready)} of the points')
         waited = True
       # Not in step with the others.
-      time.sleep(_POLL * (1 + random.random()))
-
-  def _first(self, names: list[str]) -> bool:
-    return any(self._try(name) for name in names)
+      time.sleep(self.pause * (1 + random.random()))
 
   def _done(self, name: str) -> bool:
-    return table.is_done(self._folder(name))
+    if name not in self._known_done and table.is_done(self._folder(name)):
+      self._known_done.add(name)
+    return name in self._known_done
 
   def _folder(self, name: str) -> epath.Path:
     return plan_lib.point_folder(self.workdir, name)
@@ -136,8 +137,9 @@ class Worker:
     job = Job(name, self.workdir, self._cache, status, check)
     try:
       rows = runners.runner(point['kind'])(point, job)
-      check()
-      table.finish_point(folder, rows, _times(folder, started))
+      if lease.look():
+        raise LeaseLost(name)
+      mine = table.finish_point(folder, rows, _times(started))
     except UserError as error:
       reason = ' '.join(str(error).split())
       _fail(folder, reason, final=True)
@@ -153,6 +155,8 @@ class Worker:
       again = '' if tries >= TRIES else '; it will be tried again'
       self._say(f'{name}: {reason}{again}')
     else:
+      if not mine:
+        raise LeaseLost(name)
       gone = format_duration(time.monotonic() - started)
       self._say(f'{name}: done in {gone}, {len(rows)} rows')
 
@@ -211,7 +215,7 @@ def _is_stop(error: Exception) -> bool:
   return loop is not None and isinstance(error, loop.Interrupted)
 
 
-def _times(folder: epath.Path, started: float) -> dict:
+def _times(started: float) -> dict:
   return {
     'seconds': round(time.monotonic() - started, 3),
     'host': socket.gethostname(),
