@@ -244,7 +244,9 @@ def verdict_words(found: Finding) -> str:
   text = f'**{found.verdict}**'
   if found.verdict == claims.SUPPORTED and found.holm > 0.025:
     text += ' †'
-  if (
+  if found.difference.mean == found.difference.half() == 0.0:
+    text += ' (no problem differs)'
+  elif (
     found.verdict == claims.NOT_SUPPORTED
     and found.claim.kind == claims_list.BETTER
     and found.difference.high < 0
