@@ -32,11 +32,12 @@ def whiskers(ax, curve: Curve, color: str) -> None:
 
 
 def log_axis(ax) -> None:
-  """A log10 axis; within two decades its ticks are numbers, not powers."""
+  """A log10 axis; within two decades ticks are numbers, not powers."""
   ax.set_xscale('log')
   low, high = ax.get_xlim()
   if high / low < 100:
-    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    steps = (1, 2, 3, 4, 6, 8) if high / low < 10 else (1, 2, 5)
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=steps))
     ax.xaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
     ax.xaxis.set_minor_locator(ticker.NullLocator())
 

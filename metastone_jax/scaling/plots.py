@@ -306,7 +306,7 @@ def _fit_range(ax, curves: Sequence[Curve]) -> None:
     ]
   )
   low, high = np.nanmin(values), np.nanmax(values)
-  margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
+  margin = 0.1 * (high - low) or 0.05 * abs(high) or 1.0
   ax.set_ylim(low - margin, high + margin)
 
 
