@@ -6,7 +6,7 @@ import pytest
 
 from metastone_jax.errors import UserError
 from metastone_jax.evaluation import style
-from metastone_jax.scaling import fit_law, plots
+from metastone_jax.scaling import fit_law, plots, published, published_plot
 from metastone_jax.scaling.curve import Curve
 
 KS = np.array([1, 2, 4, 8, 16, 32, 64])
@@ -179,6 +179,24 @@ def test_tokens_saved(drawn):
     'without pruning',
     'band: 95 % interval',
   ]
+
+
+def test_the_published_table(drawn):
+  published_plot.plot_published(drawn[0])
+  axes = drawn[1].get_axes()
+  assert [ax.get_title('left') for ax in axes[:4]] == [*published.BENCHMARKS]
+  shown = {tuple(line.get_ydata()) for line in axes[0].lines}
+  assert (44.0, 53.1, 57.9) in shown and (82.4, 85.4, 86.5) in shown
+  # Bases at k = 1: of three models on AIME24.
+  bases = [line for line in axes[0].lines if line.get_mfc() == 'white']
+  assert [(*x.get_xdata(), *x.get_ydata()) for x in bases] == [
+    (1, 43.1),
+    (1, 55.5),
+    (1, 79.5),
+  ]
+  (stairs,) = (x for x in axes[4].lines if x.get_drawstyle() == 'steps-post')
+  best = [44, 53.1, 60.7, 66.3, 82.4, 85.4, 86.5]
+  assert stairs.get_ydata().tolist() == best + best[-1:]
 
 
 def test_sixty_four_curves_look_different():
