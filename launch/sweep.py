@@ -86,8 +86,9 @@ def main() -> None:
   if not files.is_remote(workdir):
     workdir = workdir.absolute()  # workers may be started elsewhere
   if _DRY_RUN.value:
-    _list(plan, workdir)
-    if _EXECUTOR.value != 'local':
+    if _EXECUTOR.value == 'local':
+      _list(plan, workdir)
+    else:
       _submit(config, workdir)
     return
   if _FINISH.value:
@@ -202,7 +203,7 @@ def _list(plan: plan_lib.Plan, workdir: epath.Path) -> None:
     if table.is_done(plan_lib.point_folder(workdir, name)):
       state = 'done'
     needs = f'  needs {", ".join(point["needs"])}' if point['needs'] else ''
-    print(f'# {state}  {name}  {point["kind"]}{needs}')
+    print(f'{state}  {name}  {point["kind"]}{needs}')
 
 
 def _worker_command(workdir: epath.Path) -> list[str]:

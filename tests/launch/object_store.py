@@ -12,6 +12,7 @@ import io
 import os
 import pathlib
 import shutil
+import uuid
 
 from etils.epath import backend as backend_lib
 from etils.epath import gpath, stat_utils
@@ -25,14 +26,16 @@ class Refused(OSError):  # noqa: N818 (a state of the store)
 class _Object(io.BytesIO):
   """A new object: there only once it is closed."""
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(self, path: pathlib.Path, root: pathlib.Path):
     super().__init__()
-    self._path = path
+    self._path, self._root = path, root
 
   def close(self):
     if not self.closed:
+      whole = self._root / f'.{uuid.uuid4().hex}'
+      whole.write_bytes(self.getvalue())
       self._path.parent.mkdir(parents=True, exist_ok=True)
-      self._path.write_bytes(self.getvalue())
+      whole.replace(self._path)
     super().close()
 
   def __exit__(self, kind, *rest):
@@ -75,7 +78,7 @@ class FakeStore(backend_lib.Backend):
       encoding = {} if 'b' in mode else {'encoding': 'utf-8'}
       return open(self.local(path), mode, **encoding)
     self.written.append(os.fspath(path))
-    raw = _Object(self.local(path))
+    raw = _Object(self.local(path), self.root)
     if 'b' in mode:
       return raw
     return io.TextIOWrapper(raw, encoding='utf-8', write_through=True)
