@@ -10,6 +10,7 @@ from etils import epath
 from metastone_jax.errors import UserError
 from metastone_jax.scaling import (
   plots,
+  published_plot,
   published_report,
   report,
   user_table,
@@ -57,7 +58,7 @@ def run(table: str, page: str) -> None:
   if table == PUBLISHED:
     kept = {'targets': targets} if targets else {}
     text = published_report.published_section(picture, level=1, **kept)
-    draw = lambda: published_report.plot_published(picture)  # noqa: E731
+    draw = lambda: published_plot.plot_published(picture)  # noqa: E731
   else:
     found = user_table.read_table(
       table,
@@ -83,15 +84,26 @@ def _of_user(found, table, targets, picture):
         'give the target as one'
       )
     targets = tuple(100 * target for target in targets)
+  if not any(curve.can_be_fitted for curve in found.curves):
+    raise UserError(
+      f'{table}: no curve has 3 points at 2 different computes or more, which '
+      f'a line needs; there are {len(found.curves)} curves of '
+      f'{max(len(curve.compute_n) for curve in found.curves)} points or fewer '
+      '(--group_column tells curves apart)'
+    )
+  intro = ''
+  if found.shares:
+    intro = 'The table has shares (0..1); this page shows them in per cent.'
   title = f'Laws of {epath.Path(table).name}'
   text = report.law_section(
     title,
     found.curves,
     targets=targets,
-    compute_unit=f'the column `{_COMPUTE.value}`',
-    level=1,
+    intro=intro,
+    compute_name=f'the column `{_COMPUTE.value}`',
+    heading='#',
   )
-  text += f'\n![Accuracy against compute]({picture.name})\n'
+  text += f'\n\n![Accuracy against compute]({picture.name})\n'
 
   def draw():
     plots.plot_accuracy_against_compute(

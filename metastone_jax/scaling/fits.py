@@ -8,7 +8,8 @@ F), unless standard errors are given (`sigma_n`), which are then believed.
 Points of one sweep share their problems, so their errors go up and down
 together: residuals do not show that part, `bootstrap_band` over problems does.
 
-docs/scaling_law.md has the measured coverage (tests/evidence/law_coverage.py).
+docs/scaling_coverage.md has the measured coverage, by tests/evidence/
+law_coverage.py.
 """
 
 import dataclasses

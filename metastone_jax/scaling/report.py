@@ -1,355 +1,431 @@
-"""A law in words and tables: fits, their comparison, bend, predictions.
+"""What laws say of curves, as Markdown: fits, choice, bends, predictions.
 
-Contract: curves (`curve.Curve`, per cent) in, Markdown out; nothing is drawn.
-A curve is told as much as its points support: two points get no fit, three a
-line and the direction of the bend without a p-value. What cannot be computed
-is said in words; no number is `nan` or `inf` on the page.
+Contract: `law_section` computes everything anew from the curves' points and
+says what so many points cannot tell; a curve that cannot be fitted is named. Of
+three points there is a straight line, its R^2 and t intervals (one degree of
+freedom), and the direction of the bend; no other law and no held-out error.
+Tables are aligned, so that the text reads without a renderer.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from metastone_jax.errors import UserError
 from metastone_jax.evaluation import intervals
-from metastone_jax.evaluation.tables import markdown_table, p_value
 from metastone_jax.scaling import bend, fits, prediction, selection
 from metastone_jax.scaling.curve import Curve
 
-_WORDS = {math.inf: 'infinite', -math.inf: 'minus infinite'}
-_RESIDUALS_SHOWN = 12
+PER_CENT = 'accuracy, %'
+# Residuals of longer curves are summed up.
+_MOST_RESIDUALS = 16
+_MOST_DIGITS = 6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Told:
-  """What is found about one curve.
+class Analysis:
+  """What is fitted to one curve.
 
   Attributes:
-    curve: its points.
+    curve: with 3 points or more.
     line: the log-linear fit.
-    found: the laws compared.
-    turn: whether it bends; None where its computes are two.
+    over_problems: its gain per doubling with the interval over problems; None
+      where the curve has none.
+    selection: the laws compared.
+    bend: of the curve; None with fewer than 3 different computes.
   """
 
   curve: Curve
   line: fits.LogLinearFit
-  found: selection.Selection
-  turn: bend.Bend | None
+  over_problems: intervals.Interval | None
+  selection: selection.Selection
+  bend: bend.Bend | None
 
   @property
-  def fit(self) -> fits.LawFit:
-    """Of the chosen law."""
-    return self.found.fits[self.found.chosen]
+  def chosen(self) -> fits.LawFit:
+    """The fit of the chosen law."""
+    return self.selection.fits[self.selection.chosen]
 
 
-def tell(curve: Curve) -> Told:
-  """Fits and tests one curve.
+def analyse(curve: Curve) -> Analysis:
+  """Fits everything to one curve.
 
   Raises:
     UserError: fewer than 3 points, or all at one compute.
   """
   x_n, y_n = curve.compute_n, curve.accuracy_n
-  try:
-    line = fits.fit_log_linear(x_n, y_n)
-    found = selection.select(x_n, y_n)
-  except UserError as error:
-    raise UserError(f'{curve.label}: {error}') from error
-  try:
-    turn = bend.bend_test(x_n, curve.problems_or_means)
-  except UserError:  # two different computes do not bend
-    turn = None
-  return Told(curve, line, found, turn)
+  line = fits.fit_log_linear(x_n, y_n)
+  over = None
+  if curve.accuracy_PM is not None:
+    off_n = np.log(x_n) - np.log(x_n).mean()
+    # The slope is a weighted sum of the points: it has a value a problem.
+    weight_n = math.log(2) * off_n / (off_n @ off_n)
+    over = intervals.interval(curve.accuracy_PM @ weight_n, intervals.VALUE)
+  bent = None
+  if len(np.unique(x_n)) >= 3:
+    bent = bend.bend_test(x_n, curve.problems_or_means)
+  return Analysis(curve, line, over, selection.select(x_n, y_n), bent)
 
 
 def law_section(
   title: str,
   curves: Sequence[Curve],
   *,
-  targets: Sequence[float] = (),
-  compute_unit: str = 'parameters x thinking tokens a problem',
-  level: int = 2,
+  targets: Iterable[float] = (),
+  intro: str = '',
+  compute_name: str = 'parameters x thinking tokens',
+  accuracy_name: str = PER_CENT,
+  heading: str = '##',
 ) -> str:
-  """Everything about the laws of these curves.
+  """Everything the laws say of these curves.
 
   Args:
-    title: heading.
-    curves: with different labels.
-    targets: accuracies, per cent, whose compute is predicted.
-    compute_unit: what compute is, in words.
-    level: of the heading.
+    title: of the section.
+    curves: in the order they are shown.
+    targets: accuracies whose compute is predicted, in the curves' unit.
+    intro: a paragraph of Markdown below the title.
+    compute_name: what compute is.
+    accuracy_name: what accuracy is, with its unit.
+    heading: of the section; its parts are one level lower.
 
   Returns:
-    Markdown that ends with one newline.
-
-  Raises:
-    UserError: no curve can be fitted; the message is that of the first.
+    Markdown, without a line break at its end.
   """
-  told, left_out = [], []
-  for curve in curves:
-    try:
-      told.append(tell(curve))
-    except UserError as error:
-      left_out.append(str(error))
-  if not told:
-    raise UserError(left_out[0] if left_out else f'{title}: there is no curve')
-  parts = [
-    f'{"#" * level} {title}',
-    f'C is the compute: {compute_unit}. Accuracy is in per cent, differences '
-    'in points; intervals are 95 %. An interval of the fit takes the points as '
-    'independent; one over problems keeps together what points share that come '
-    'from the same problems.',
-  ]
-  if left_out:
-    parts.append('Not fitted: ' + '; '.join(left_out) + '.')
-  bends = [one for one in told if one.turn is not None]
-  parts += _captioned(
-    ('accuracy = a + b ln C', lines(told)),
-    ('Laws and their errors at points they have not seen', laws(told)),
+  found = [analyse(curve) for curve in curves if curve.can_be_fitted]
+  parts = [f'{heading} {title}'] + ([intro] if intro else [])
+  parts.append(
+    f'C is {compute_name}, ln the natural logarithm; {accuracy_name}. '
+    'Intervals are 95 %.'
   )
-  parts.append('\n'.join(f'- {one.curve.label}: {_why(one)}' for one in told))
-  parts += _captioned(
-    ('Does it bend? Two lines that meet at the middle compute', _bends(bends)),
-    (
-      'Residuals of the chosen law, from the lowest compute on, points',
-      residuals(told),
-    ),
-    (
-      'Compute for a target accuracy, by the chosen law',
-      _targets(told, targets),
-    ),
-  )
-  return '\n\n'.join(parts) + '\n'
-
-
-def lines(told: Sequence[Told]) -> str:
-  """Table of the log-linear fits."""
-  over = any(_over_problems(one) for one in told)
-  header = [
-    'curve',
-    'points',
-    'C from',
-    'to',
-    'a',
-    'points per doubling of C (b ln 2)',
-    *['the same, over problems'] * over,
-    'R^2',
-  ]
-  rows = []
-  for one in told:
-    line, c = one.line, one.curve.compute_n
-    rows.append(
-      [
-        one.curve.label,
-        str(line.n),
-        number(c[0]),
-        number(c[-1]),
-        with_limits(line.intercept, line.intercept_interval, 1),
-        with_limits(line.per_doubling, line.per_doubling_interval, 2),
-        *[_over_problems(one) or '-'] * over,
-        with_limits(line.r2, line.r2_interval, 3),
-      ]
+  few = [curve.label for curve in curves if not curve.can_be_fitted]
+  if few:
+    parts.append(
+      'Not fitted, for a line needs 3 points and 2 different computes: '
+      f'{"; ".join(few)}.'
     )
-  return markdown_table(header, rows)
+  for name, text in (
+    ('Log-linear fit', _lines(found)),
+    ('Which law', _choice(found)),
+    ('Where it bends', _bends(found)),
+    ('Compute for a target', _predictions(found, list(targets))),
+    ('Residuals of the chosen law', _residuals(found)),
+  ):
+    if text:
+      parts += [f'{heading}# {name}', text]
+  return '\n\n'.join(parts)
 
 
-def laws(told: Sequence[Told]) -> str:
-  """Table of the laws: formula, parameters, errors; the chosen one marked."""
-  rows = []
-  for one in told:
-    for name, fit in one.found.fits.items():
-      error = one.found.errors.get(name)
-      marked = ' (chosen)' if name == one.found.chosen else ''
-      rows.append(
-        [
-          one.curve.label,
-          name + marked,
-          words(fit.describe().removeprefix('accuracy = ')),
-          '; '.join(
-            f'{key} {_limits(limits)}' for key, limits in fit.intervals.items()
-          )
-          + (f'; {words(fit.note)}' if fit.note else ''),
-          number(math.sqrt(fit.sse / fit.n)),
-          '-' if error is None else number(error.leave_one_out),
-          '-' if error is None else number(error.forward),
-        ]
-      )
-  header = [
-    'curve',
-    'law',
-    'accuracy',
-    '95 % intervals of its parameters',
-    'error at the points it was fitted to',
-    'leave-one-out error',
-    'forward error',
+def aligned_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A Markdown table with columns of one width; the first left-aligned."""
+  widths = [
+    max(3, *map(len, column)) for column in zip(header, *rows, strict=True)
   ]
-  return markdown_table(header, rows)
+  rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
+
+  def line(cells):
+    first, *others = cells
+    padded = [first.ljust(widths[0])]
+    padded += [x.rjust(w) for x, w in zip(others, widths[1:], strict=True)]
+    return '| ' + ' | '.join(padded) + ' |'
+
+  return '\n'.join(line(cells) for cells in (header, rule, *rows))
 
 
-def residuals(told: Sequence[Told]) -> str:
-  """Table of residuals; of long curves the largest ones."""
-  rows = []
-  for one in told:
-    left_n = one.fit.residual_n
-    worst = int(np.abs(left_n).argmax())
-    shown = ', '.join(_signed(x, 2) for x in left_n[:_RESIDUALS_SHOWN])
-    if len(left_n) > _RESIDUALS_SHOWN:
-      shown += ', ...'
-    rows.append(
-      [
-        one.curve.label,
-        one.found.chosen,
-        f'{_signed(left_n[worst], 2)} at C = '
-        f'{number(one.curve.compute_n[worst])}',
-        shown,
-      ]
-    )
-  return markdown_table(['curve', 'law', 'largest', 'residuals'], rows)
+def with_interval(value: float, low: float, high: float) -> str:
+  """`4.6 (3.9 to 5.2)`: as many digits as the interval knows, and one more.
+
+  What is not bounded is said; without any interval three digits are given.
+  """
+  if not math.isfinite(value):
+    return 'undefined'
+  if math.isnan(low) or math.isnan(high):
+    return plain(value)
+  if math.isinf(low) and math.isinf(high):
+    return f'{plain(value)} (not bounded)'
+  if math.isinf(low) or math.isinf(high):
+    return f'{plain(value)} ({plain(low)} to {plain(high)})'
+  half = max(value - low, high - value)
+  if half <= 1e-12 * abs(value):
+    return f'{plain(value)} (exact)'
+  digits = min(max(1 - math.floor(math.log10(half)), 0), _MOST_DIGITS)
+  # Adding 0 makes a rounded -0 a 0.
+  texts = [f'{round(x, digits) + 0.0:.{digits}f}' for x in (value, low, high)]
+  return '{} ({} to {})'.format(*texts)
 
 
-def number(value: float, digits: int = 3) -> str:
-  """Significant digits; `undefined` and `infinite` as words."""
-  value = float(value)
+def plain(value: float) -> str:
+  """A number with three significant digits; what is no number in words."""
   if math.isnan(value):
     return 'undefined'
   if math.isinf(value):
-    return _WORDS[value]
-  return f'{value:.{digits}g}'
-
-
-def with_limits(value: float, limits, digits: int) -> str:
-  """`4.55 (3.10 to 6.00)` with this many decimals.
-
-  Limits that are undefined are left out, and those of points that lie exactly
-  on a line: nothing tells their noise.
-  """
-  text = _decimals(value, digits)
-  if math.isnan(value) or any(map(math.isnan, limits)):
-    return text
-  if limits[0] == limits[1]:
-    return f'{text} (exact)'
-  low, high = (_decimals(x, digits) for x in limits)
-  return f'{text} ({low} to {high})'
+    return 'infinite' if value > 0 else 'minus infinite'
+  text = f'{value:.3g}'
+  if 1e3 <= abs(float(text)) < 1e6:
+    return f'{float(text):,.0f}'
+  mantissa, e, power = text.partition('e')
+  return f'{mantissa}e{int(power)}' if e else text
 
 
 def words(text: str) -> str:
-  """Text of numbers, with those that are none in words."""
-  text = re.sub(r'-inf\b', 'minus infinite', text)
-  text = re.sub(r'\+?\binf\b', 'infinite', text)
-  return re.sub(r'\bnan\b', 'undefined', text)
+  """A sentence with numbers in it, of which `inf` and `nan` become words."""
+  text = re.sub(r'(?<![\w.])-inf\b', 'minus infinite', text)
+  text = re.sub(r'(?<![\w.])inf\b', 'infinite', text)
+  return re.sub(r'(?<![\w.])nan\b', 'undefined', text)
 
 
-def _captioned(*parts: tuple[str, str]) -> list[str]:
-  return [text for caption, t in parts if t for text in (f'{caption}:', t)]
-
-
-def _decimals(value: float, digits: int) -> str:
-  if not math.isfinite(value):
-    return number(value)
-  # No minus before a rounded 0; no row of digits before a wild bound.
-  if abs(value) >= 1e6:
-    return f'{value:.3g}'
-  text = f'{value:.{digits}f}'
-  return text.lstrip('-') if float(text) == 0 else text
-
-
-def _signed(value: float, digits: int) -> str:
-  text = _decimals(value, digits)
-  return text if text.startswith('-') else '+' + text
-
-
-def _limits(limits) -> str:
-  low, high = limits
-  if math.isnan(low) or math.isnan(high):
-    return 'undefined'
-  return f'{number(low)} to {number(high)}'
-
-
-def _over_problems(one: Told) -> str:
-  """Points per doubling with the interval over problems; '' without them."""
-  accuracy_PM = one.curve.accuracy_PM
-  if accuracy_PM is None:
+def _lines(found: Sequence[Analysis]) -> str:
+  """accuracy = a + b ln C of every curve."""
+  if not found:
     return ''
-  x_n = np.log2(one.curve.compute_n)
-  off_n = x_n - x_n.mean()
-  # The slope is a weighted sum of the points: a value for each problem.
-  slope_P = accuracy_PM @ (off_n / (off_n @ off_n))
-  found = intervals.interval(slope_P, intervals.VALUE)
-  return with_limits(found.mean, (found.low, found.high), 2)
-
-
-def _why(one: Told) -> str:
-  text = f'**{one.found.chosen}**. {words(one.found.why)}.'
-  broken = one.found.fits.get('broken')
-  if broken is not None:
-    limits = broken.intervals['bend']
-    text += (
-      f' The broken law bends at C = {number(broken.params["bend"])} '
-      f'({_limits(limits)}).'
-    )
-  return text
-
-
-def _bends(told: Sequence[Told]) -> str:
+  problems = any(one.over_problems is not None for one in found)
+  header = ['curve', 'points', 'a, at C = 1', 'b, per ln C']
+  header += ['gain per doubling of C']
+  header += ['the same, interval over problems'] * problems
+  header += ['R^2', 'spread about it']
   rows = []
-  for one in told:
-    turn = one.turn
-    doubling = math.log(2)
-    if turn.direction == bend.STRAIGHT:
-      verdict = 'straight'
-    elif math.isnan(turn.p):
-      verdict = f'{turn.direction}; nothing tells the noise'
-    else:
-      verdict = turn.direction if turn.clear else f'{turn.direction}, not shown'
-    limits = [x * doubling for x in turn.interval]
+  for one in found:
+    line = one.line
+    row = [
+      one.curve.label,
+      str(line.n),
+      with_interval(line.intercept, *line.intercept_interval),
+      with_interval(line.slope, *line.slope_interval),
+      with_interval(line.per_doubling, *line.per_doubling_interval),
+    ]
+    if problems:
+      over = one.over_problems
+      text = (
+        '-' if over is None else with_interval(over.mean, over.low, over.high)
+      )
+      row.append(text)
+    r2 = 'undefined'
+    if not math.isnan(line.r2):
+      low, high = line.r2_interval
+      r2 = f'{line.r2:.3f} ({low:.3f} to {high:.3f})'
+    rows.append([*row, r2, plain(line.sigma)])
+  text = (
+    "accuracy = a + b ln C by least squares, with Student's t intervals that "
+    'take the points as independent.'
+  )
+  if problems:
+    text += (
+      ' Points that share problems are not: the interval over problems says '
+      'how far other problems would move the gain.'
+    )
+  if any(one.line.n == 3 for one in found):
+    text += (
+      ' Three points leave one degree of freedom, so t is 12.7: such an '
+      'interval is wide even where R^2 is near 1.'
+    )
+  return f'{text}\n\n{aligned_table(header, rows)}'
+
+
+def _choice(found: Sequence[Analysis]) -> str:
+  """Held-out errors of every law, the chosen one and its formula."""
+  if not found:
+    return ''
+  parts = []
+  names = list(
+    dict.fromkeys(name for one in found for name in one.selection.errors)
+  )
+  if names:
+    rows = []
+    for one in found:
+      errors = one.selection.errors
+      if errors:
+        cells = [
+          f'{plain(errors[name].leave_one_out)} / {_forward(errors[name])}'
+          if name in errors
+          else '-'
+          for name in names
+        ]
+        rows.append([one.curve.label, *cells, one.selection.chosen])
+    parts.append(
+      'Held-out error of each law, in the unit of the accuracy: each compute '
+      'left out in turn / the higher computes predicted from the lower.'
+    )
+    parts.append(aligned_table(['curve', *names, 'chosen'], rows))
+  # Curves of which the same is to be said share a line.
+  reasons: dict[str, list[str]] = {}
+  for one in found:
+    reasons.setdefault(one.selection.why, []).append(one.curve.label)
+  parts.append(
+    '\n'.join(
+      f'- {_named(labels, len(found))}: {words(why)}.'
+      for why, labels in reasons.items()
+    )
+  )
+  rows = []
+  for one in found:
+    fit = one.chosen
+    values = '; '.join(
+      f'{name} {_parameter(name, value, *fit.intervals[name])}'
+      for name, value in fit.params.items()
+    )
+    rows.append(
+      f'- {one.curve.label}: `{words(fit.describe())}` ({values}'
+      + (f'; {words(fit.note)}' if fit.note else '')
+      + ')'
+    )
+  if any(one.selection.errors for one in found):
+    parts += ['The chosen laws, with the intervals of their parameters:']
+    parts.append('\n'.join(rows))
+  return '\n\n'.join(parts)
+
+
+def _bends(found: Sequence[Analysis]) -> str:
+  """Change of slope of every curve, and where a broken line would break."""
+  rows, breaks = [], []
+  tested = any(not math.isnan(one.bend.p) for one in found if one.bend)
+  for one in found:
+    if one.bend is None:
+      continue
+    bent = one.bend
+    row = [
+      one.curve.label,
+      plain(bent.at),
+      plain(bent.slope_before * math.log(2)),
+      plain(bent.slope_after * math.log(2)),
+    ]
+    if tested:
+      low, high = (x * math.log(2) for x in bent.interval)
+      row.append(with_interval(bent.change * math.log(2), low, high))
+      row.append(_p(bent.p))
+    rows.append([*row, _direction(bent)])
+    broken = one.selection.fits.get('broken')
+    if broken is not None:
+      low, high = broken.intervals['bend']
+      limits = 'anywhere'
+      if low > 0 or math.isfinite(high):
+        limits = f'{plain(low)} to {plain(high)}'
+      text = f'{one.curve.label} at C = {plain(broken.params["bend"])}'
+      breaks.append(f'{text} ({limits})')
+  if not rows:
+    return ''
+  header = ['curve', 'C in the middle', 'gain per doubling below', 'above']
+  header += ['change', 'p'] * tested + ['reading']
+  text = (
+    'Two lines that meet at the median compute, a place chosen before looking, '
+    'against one straight line.'
+  )
+  if not tested:
+    text += ' With three points the direction is known, its noise is not.'
+  parts = [text, aligned_table(header, rows)]
+  if breaks:
+    parts.append(
+      f'Where a broken line fits best: {"; ".join(breaks)}. An interval from '
+      '0, to infinity or over the data says that no place is singled out.'
+    )
+  return '\n\n'.join(parts)
+
+
+def _predictions(found: Sequence[Analysis], targets: Sequence[float]) -> str:
+  """Compute that the chosen law needs for each target."""
+  if not targets or not found:
+    return ''
+  rows, notes = [], {}
+  for one in found:
+    cells = []
+    for target in targets:
+      predicted = prediction.compute_for(
+        one.chosen, target, accuracy_PM=one.curve.accuracy_PM
+      )
+      cells.append(_compute(predicted))
+      if predicted.note:
+        label = f'{one.curve.label}, {target:g}'
+        notes.setdefault(predicted.note, []).append(label)
+    rows.append([f'{one.curve.label} ({one.chosen.name})', *cells])
+  header = ['curve (law)', *(f'{target:g}' for target in targets)]
+  parts = [
+    'The least C at which the chosen law reaches an accuracy, and every C that '
+    'its band does not exclude. A law that is wrong beyond the data is not in '
+    'the interval.',
+    aligned_table(header, rows),
+  ]
+  if notes:
+    parts.append(
+      '\n'.join(
+        f'- {"; ".join(at)}: {words(note)}.' for note, at in notes.items()
+      )
+    )
+  return '\n\n'.join(parts)
+
+
+def _residuals(found: Sequence[Analysis]) -> str:
+  """Accuracy minus the chosen law."""
+  rows = []
+  for one in found:
+    left_n = one.chosen.residual_n
+    digits = 1 - math.floor(math.log10(np.abs(left_n).max() or 1.0))
+    digits = min(max(digits, 0), _MOST_DIGITS)
+    largest = int(np.abs(left_n).argmax())
+    shown = '-'
+    if len(left_n) <= _MOST_RESIDUALS:
+      shown = ' '.join(_signed(x, digits) for x in left_n)
     rows.append(
       [
-        one.curve.label,
-        number(turn.at),
-        _decimals(turn.slope_before * doubling, 2),
-        _decimals(turn.slope_after * doubling, 2),
-        with_limits(turn.change * doubling, limits, 2),
-        '-' if math.isnan(turn.p) else p_value(turn.p),
-        verdict,
-        turn.method or '-',
+        f'{one.curve.label} ({one.chosen.name})',
+        plain(math.sqrt(float((left_n**2).mean()))),
+        f'{_signed(left_n[largest], digits)} at '
+        f'{plain(one.curve.compute_n[largest])}',
+        shown,
       ]
     )
   if not rows:
     return ''
-  header = [
-    'curve',
-    'middle C',
-    'points per doubling before',
-    'after',
-    'change',
-    'p',
-    'bends',
-    'by',
-  ]
-  return markdown_table(header, rows)
+  header = ['curve (law)', 'root mean square', 'largest, at C', 'in order of C']
+  return aligned_table(header, rows)
 
 
-def _targets(told: Sequence[Told], targets: Sequence[float]) -> str:
-  rows = []
-  for target in targets:
-    for one in told:
-      found = prediction.compute_for(
-        one.fit, target, accuracy_PM=one.curve.accuracy_PM
-      )
-      rows.append(
-        [
-          f'{target:g}',
-          one.curve.label,
-          one.found.chosen,
-          'never' if math.isinf(found.compute) else number(found.compute),
-          _limits((found.low, found.high)),
-          words(found.note) or '-',
-        ]
-      )
-  if not rows:
-    return ''
-  return markdown_table(
-    ['accuracy, %', 'curve', 'law', 'C', '95 %', 'note'], rows
-  )
+def _named(labels: Sequence[str], of: int) -> str:
+  if len(labels) == of > 1:
+    return f'all {of} curves'
+  return '; '.join(labels)
+
+
+def _forward(errors: selection.HeldOut) -> str:
+  if not errors.forward_computes:
+    return '-'
+  return f'{plain(errors.forward)} ({errors.forward_computes} predicted)'
+
+
+def _parameter(name: str, value: float, low: float, high: float) -> str:
+  """A bend is a compute: its powers of ten tell more than its digits."""
+  if name == 'bend':
+    return f'{plain(value)} ({plain(low)} to {plain(high)})'
+  return with_interval(value, low, high)
+
+
+def _compute(found: prediction.Prediction) -> str:
+  if math.isinf(found.compute):
+    return 'never' if math.isinf(found.low) else f'never ({_range(found)})'
+  if found.compute == 0:
+    return 'at any C'
+  return f'{plain(found.compute)} ({_range(found)})'
+
+
+def _range(found: prediction.Prediction) -> str:
+  if found.low == 0 and math.isinf(found.high):
+    return 'nothing excluded'
+  return f'{plain(found.low)} to {plain(found.high)}'
+
+
+def _signed(value: float, digits: int) -> str:
+  return f'{round(value, digits) + 0.0:+.{digits}f}'
+
+
+def _p(p: float) -> str:
+  if math.isnan(p):
+    return '-'
+  return f'{p:.1e}' if 0 < p < 0.001 else f'{p:.3f}'
+
+
+def _direction(bent: bend.Bend) -> str:
+  if bent.direction == bend.STRAIGHT:
+    return 'straight'
+  text = f'bends {bent.direction}'
+  if math.isnan(bent.p):
+    return text
+  return text + (', clear' if bent.clear else ', not clear')
