@@ -67,9 +67,10 @@ def run(table: str, page: str) -> None:
       group=_GROUP.value,
     )
     text, draw = _of_user(found, table, targets, picture)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  draw()
-  files.write_text_atomic(path, text)
+  with files.writing(path, 'no page; give another --page'):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw()
+    files.write_text_atomic(path, text)
   for written in (path, picture):
     print(f'written: {written}')
 
@@ -95,10 +96,12 @@ def _of_user(found, table, targets, picture):
   if found.shares:
     intro = 'The table has shares (0..1); this page shows them in per cent.'
   title = f'Laws of {epath.Path(table).name}'
+  analyses = report.analyse_all(found.curves)
   text = report.law_section(
     title,
     found.curves,
     targets=targets,
+    analyses=analyses,
     intro=intro,
     compute_name=f'the column `{_COMPUTE.value}`',
     heading='#',
@@ -107,7 +110,11 @@ def _of_user(found, table, targets, picture):
 
   def draw():
     plots.plot_accuracy_against_compute(
-      found.curves, picture, title=title, compute_name=_COMPUTE.value
+      found.curves,
+      picture,
+      title=title,
+      compute_name=_COMPUTE.value,
+      laws={one.curve.label: one.selection.chosen for one in analyses},
     )
 
   return text, draw

@@ -15,6 +15,22 @@ COLORS = (
 )
 MARKERS = 'osD^vP*X'
 COLUMNS = 4  # of panels
+_LONGEST = 60  # characters of a label
+_LEGEND_LINE = 0.18  # inches
+
+
+def literal(text: str) -> str:
+  """A text of the user's, in which matplotlib is to see no formula."""
+  return text.replace('$', r'\$')
+
+
+def label(text: str) -> str:
+  """For legends: literal, not too long, never left out."""
+  if len(text) > _LONGEST:
+    text = text[: _LONGEST - 4] + ' ...'
+  text = literal(text)
+  # A legend leaves out what begins with this.
+  return f' {text}' if text.startswith('_') else text
 
 
 def look(index: int) -> tuple[str, str]:
@@ -57,10 +73,14 @@ def figure_legend(fig, handles: Sequence) -> None:
   """One legend for all panels, below them."""
   longest = max(len(str(handle.get_label())) for handle in handles)
   room = 13 * fig.get_figwidth()  # characters, and 6 for each sample of a line
+  columns = max(1, min(len(handles), int(room / (longest + 6))))
+  # Many lines of a legend make the figure higher, not its panels lower.
+  more = max(0, -(-len(handles) // columns) - 3)
+  fig.set_figheight(fig.get_figheight() + _LEGEND_LINE * more)
   fig.legend(
     handles=handles,
     loc='outside lower center',
-    ncols=max(1, min(len(handles), int(room / (longest + 6)))),
+    ncols=columns,
     frameon=False,
     fontsize=8.5,
   )

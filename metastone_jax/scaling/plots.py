@@ -75,7 +75,7 @@ def plot_accuracy_against_compute(
     points = dict(color=color, marker=marker, ms=4.5)
     parts.whiskers(ax, curve, color)
     ax.plot(curve.compute_n, curve.accuracy_n, lw=0, zorder=4, **points)
-    label = curve.label
+    label = parts.label(curve.label)
     if curve.can_be_fitted:
       law, band = _draw_fit(ax, curve, (laws or {}).get(curve.label), color)
       bands.add(band)
@@ -89,9 +89,9 @@ def plot_accuracy_against_compute(
   ]
   parts.log_axis(ax)
   _fit_range(ax, curves)
-  ax.set_xlabel(f'{compute_name} (log scale)', fontsize=9)
+  ax.set_xlabel(f'{parts.literal(compute_name)} (log scale)', fontsize=9)
   ax.set_ylabel(accuracy_name, fontsize=9)
-  style.title(ax, title)
+  style.title(ax, parts.literal(title))
   style.plain_axes(ax)
   parts.figure_legend(fig, handles)
   return style.write_png(fig, path)
@@ -133,7 +133,7 @@ def plot_accuracy_against_k(
       if name in curves:
         banded |= _draw_strategy(ax, name, curves[name], looks[name])
     parts.k_axis(ax, [k for curve in curves.values() for k in curve.k_n])
-    ax.set_title(heading, loc='left', fontsize=9.5)
+    ax.set_title(parts.label(heading), loc='left', fontsize=9.5)
   for ax in axes[:: parts.COLUMNS]:
     ax.set_ylabel(accuracy_name, fontsize=9)
   handles = [
@@ -145,13 +145,13 @@ def plot_accuracy_against_k(
       marker=marker,
       ms=4.5,
       lw=1.7,
-      label=STRATEGIES.get(name, name),
+      label=parts.label(STRATEGIES.get(name, name)),
     )
     for name, (color, line, marker) in looks.items()
   ]
   if banded:
     handles.append(parts.interval_patch())
-  fig.suptitle(title, x=0.01, ha='left', fontsize=10.5)
+  fig.suptitle(parts.literal(title), x=0.01, ha='left', fontsize=10.5)
   parts.figure_legend(fig, handles)
   return style.write_png(fig, path)
 
@@ -217,7 +217,9 @@ def plot_tokens_saved(
       axes[1].fill_between(
         one.k_n, one.low_n, one.high_n, color=color, alpha=0.15, lw=0
       )
-    handles.append(mpl_lines.Line2D([], [], label=one.label, **line))
+    handles.append(
+      mpl_lines.Line2D([], [], label=parts.label(one.label), **line)
+    )
   axes[1].axhline(0.0, color='black', lw=0.8, ls=':')
   axes[2].axhline(100.0, color='black', lw=0.8, ls=':')
   axes[2].set_ylim(0.0, 105.0)
@@ -247,7 +249,7 @@ def plot_tokens_saved(
   ]
   if any(one.low_n is not None for one in found):
     handles.append(parts.interval_patch())
-  fig.suptitle(title, x=0.01, ha='left', fontsize=10.5)
+  fig.suptitle(parts.literal(title), x=0.01, ha='left', fontsize=10.5)
   parts.figure_legend(fig, handles)
   return style.write_png(fig, path)
 

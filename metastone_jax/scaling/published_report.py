@@ -11,6 +11,7 @@ from etils import epath
 
 from metastone_jax.evaluation.tables import p_value
 from metastone_jax.scaling import fits, published, report
+from metastone_jax.scaling.page_text import aligned_table
 
 
 def published_section(
@@ -91,7 +92,7 @@ def _table() -> str:
     'log-linear fit, points per doubling (t interval)',
     'R^2',
   ]
-  return report.aligned_table(header, rows)
+  return aligned_table(header, rows)
 
 
 def _fitted(value: float, limits) -> str:

@@ -9,7 +9,6 @@ Tables are aligned, so that the text reads without a renderer.
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -17,11 +16,19 @@ import numpy as np
 from metastone_jax.evaluation import intervals
 from metastone_jax.scaling import bend, fits, prediction, selection
 from metastone_jax.scaling.curve import Curve
+from metastone_jax.scaling.page_text import (
+  MOST_DIGITS,
+  aligned_table,
+  plain,
+  with_interval,
+  words,
+)
 
 PER_CENT = 'accuracy, %'
 # Residuals of longer curves are summed up.
 _MOST_RESIDUALS = 16
-_MOST_DIGITS = 6
+# Beyond so many times the data a prediction is no number to print.
+_FAR = 1e6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,11 +76,17 @@ def analyse(curve: Curve) -> Analysis:
   return Analysis(curve, line, over, selection.select(x_n, y_n), bent)
 
 
+def analyse_all(curves: Iterable[Curve]) -> list[Analysis]:
+  """Of the curves that can be fitted."""
+  return [analyse(curve) for curve in curves if curve.can_be_fitted]
+
+
 def law_section(
   title: str,
   curves: Sequence[Curve],
   *,
   targets: Iterable[float] = (),
+  analyses: Sequence[Analysis] | None = None,
   intro: str = '',
   compute_name: str = 'parameters x thinking tokens',
   accuracy_name: str = PER_CENT,
@@ -85,6 +98,8 @@ def law_section(
     title: of the section.
     curves: in the order they are shown.
     targets: accuracies whose compute is predicted, in the curves' unit.
+    analyses: of the curves that can be fitted (`analyse_all`), where the caller
+      wants them too; None: made here.
     intro: a paragraph of Markdown below the title.
     compute_name: what compute is.
     accuracy_name: what accuracy is, with its unit.
@@ -93,7 +108,7 @@ def law_section(
   Returns:
     Markdown, without a line break at its end.
   """
-  found = [analyse(curve) for curve in curves if curve.can_be_fitted]
+  found = analyse_all(curves) if analyses is None else analyses
   parts = [f'{heading} {title}'] + ([intro] if intro else [])
   parts.append(
     f'C is {compute_name}, ln the natural logarithm; {accuracy_name}. '
@@ -115,64 +130,6 @@ def law_section(
     if text:
       parts += [f'{heading}# {name}', text]
   return '\n\n'.join(parts)
-
-
-def aligned_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A Markdown table with columns of one width; the first left-aligned."""
-  widths = [
-    max(3, *map(len, column)) for column in zip(header, *rows, strict=True)
-  ]
-  rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
-
-  def line(cells):
-    first, *others = cells
-    padded = [first.ljust(widths[0])]
-    padded += [x.rjust(w) for x, w in zip(others, widths[1:], strict=True)]
-    return '| ' + ' | '.join(padded) + ' |'
-
-  return '\n'.join(line(cells) for cells in (header, rule, *rows))
-
-
-def with_interval(value: float, low: float, high: float) -> str:
-  """`4.6 (3.9 to 5.2)`: as many digits as the interval knows, and one more.
-
-  What is not bounded is said; without any interval three digits are given.
-  """
-  if not math.isfinite(value):
-    return 'undefined'
-  if math.isnan(low) or math.isnan(high):
-    return plain(value)
-  if math.isinf(low) and math.isinf(high):
-    return f'{plain(value)} (not bounded)'
-  if math.isinf(low) or math.isinf(high):
-    return f'{plain(value)} ({plain(low)} to {plain(high)})'
-  half = max(value - low, high - value)
-  if half <= 1e-12 * abs(value):
-    return f'{plain(value)} (exact)'
-  digits = min(max(1 - math.floor(math.log10(half)), 0), _MOST_DIGITS)
-  # Adding 0 makes a rounded -0 a 0.
-  texts = [f'{round(x, digits) + 0.0:.{digits}f}' for x in (value, low, high)]
-  return '{} ({} to {})'.format(*texts)
-
-
-def plain(value: float) -> str:
-  """A number with three significant digits; what is no number in words."""
-  if math.isnan(value):
-    return 'undefined'
-  if math.isinf(value):
-    return 'infinite' if value > 0 else 'minus infinite'
-  text = f'{value:.3g}'
-  if 1e3 <= abs(float(text)) < 1e6:
-    return f'{float(text):,.0f}'
-  mantissa, e, power = text.partition('e')
-  return f'{mantissa}e{int(power)}' if e else text
-
-
-def words(text: str) -> str:
-  """A sentence with numbers in it, of which `inf` and `nan` become words."""
-  text = re.sub(r'(?<![\w.])-inf\b', 'minus infinite', text)
-  text = re.sub(r'(?<![\w.])inf\b', 'infinite', text)
-  return re.sub(r'(?<![\w.])nan\b', 'undefined', text)
 
 
 def _lines(found: Sequence[Analysis]) -> str:
@@ -332,10 +289,11 @@ def _predictions(found: Sequence[Analysis], targets: Sequence[float]) -> str:
       predicted = prediction.compute_for(
         one.chosen, target, accuracy_PM=one.curve.accuracy_PM
       )
-      cells.append(_compute(predicted))
-      if predicted.note:
-        label = f'{one.curve.label}, {target:g}'
-        notes.setdefault(predicted.note, []).append(label)
+      cells.append(_compute(predicted, one.curve))
+      for note in filter(None, predicted.note.split('; ')):
+        if not note.startswith('extrapolated'):  # the asterisk says so
+          label = f'{one.curve.label}, {target:g}'
+          notes.setdefault(note, []).append(label)
     rows.append([f'{one.curve.label} ({one.chosen.name})', *cells])
   header = ['curve (law)', *(f'{target:g}' for target in targets)]
   parts = [
@@ -344,6 +302,8 @@ def _predictions(found: Sequence[Analysis], targets: Sequence[float]) -> str:
     'the interval.',
     aligned_table(header, rows),
   ]
+  if any('*' in cell for row in rows for cell in row[1:]):
+    parts.append('\\* outside of the computes that were measured.')
   if notes:
     parts.append(
       '\n'.join(
@@ -358,8 +318,10 @@ def _residuals(found: Sequence[Analysis]) -> str:
   rows = []
   for one in found:
     left_n = one.chosen.residual_n
-    digits = 1 - math.floor(math.log10(np.abs(left_n).max() or 1.0))
-    digits = min(max(digits, 0), _MOST_DIGITS)
+    exact = np.abs(left_n).max() <= 1e-9 * np.abs(one.curve.accuracy_n).max()
+    left_n = 0 * left_n if exact else left_n
+    digits = 1 - math.floor(math.log10(np.abs(left_n).max() or 10.0))
+    digits = min(max(digits, 0), MOST_DIGITS)
     largest = int(np.abs(left_n).argmax())
     shown = '-'
     if len(left_n) <= _MOST_RESIDUALS:
@@ -398,17 +360,23 @@ def _parameter(name: str, value: float, low: float, high: float) -> str:
   return with_interval(value, low, high)
 
 
-def _compute(found: prediction.Prediction) -> str:
+def _compute(found: prediction.Prediction, curve: Curve) -> str:
   if math.isinf(found.compute):
     return 'never' if math.isinf(found.low) else f'never ({_range(found)})'
   if found.compute == 0:
     return 'at any C'
-  return f'{plain(found.compute)} ({_range(found)})'
+  least, most = curve.compute_n[[0, -1]]
+  if found.compute > _FAR * most:
+    return f'over {_FAR:,.0f} x the data ({_range(found)})'
+  outside = not least * (1 - 1e-9) <= found.compute <= most * (1 + 1e-9)
+  return f'{plain(found.compute)}{"*" * outside} ({_range(found)})'
 
 
 def _range(found: prediction.Prediction) -> str:
   if found.low == 0 and math.isinf(found.high):
     return 'nothing excluded'
+  if found.high - found.low <= 1e-9 * found.compute < math.inf:
+    return 'exact'
   return f'{plain(found.low)} to {plain(found.high)}'
 
 

@@ -21,6 +21,8 @@ from etils import epath
 from metastone_jax.errors import UserError, first_line, some_of
 from metastone_jax.scaling.curve import Curve
 
+# What a page can show, and fit in a minute or so.
+MOST_CURVES, MOST_COMPUTES = 32, 100
 _EXTENSIONS = ('.csv', '.jsonl', '.parquet')
 
 
@@ -57,7 +59,7 @@ def read_table(
 
   Raises:
     UserError: no such file, another kind of file, no row, a column that is not
-      there, or a value that is no number in range.
+      there, a value that is no number in range, or more than a page can show.
   """
   path = epath.Path(path)
   rows = _rows(path)
@@ -78,14 +80,35 @@ def read_table(
         f'{where}, column {accuracy}: accuracy must lie in 0..100 (per cent) '
         f'or 0..1 (shares): got {y:g}'
       )
-    label = str(_value(where, row, group)) if group else path.stem
+    label = path.stem
+    if group:
+      # A line break in a cell would end a row of the page's tables.
+      label = ' '.join(str(_value(where, row, group)).split())
     found.setdefault(label, []).append((c, y))
+  _check_size(path, found, group)
   shares = all(y <= 1 for some in found.values() for _, y in some)
   curves = []
   for label, some in found.items():
     compute_n, accuracy_n = np.array(some).T
     curves.append(Curve(label, compute_n, accuracy_n * (100 if shares else 1)))
   return UserTable(tuple(curves), shares)
+
+
+def _check_size(path: epath.Path, found: Mapping[str, list], group: str):
+  if len(found) > MOST_CURVES:
+    raise UserError(
+      f'{path}: column {group} tells {len(found)} curves apart, a page shows '
+      f'up to {MOST_CURVES}; leave some out or name another column by '
+      '--group_column'
+    )
+  for label, some in found.items():
+    computes = len({c for c, _ in some})
+    if computes > MOST_COMPUTES:
+      raise UserError(
+        f'{path}: curve {label} has {computes} different computes, up to '
+        f'{MOST_COMPUTES} are fitted; average neighbours, or tell curves apart '
+        'by --group_column'
+      )
 
 
 def _rows(path: epath.Path) -> list[Mapping[str, Any]]:

@@ -85,8 +85,41 @@ def test_published(tmp_path):
     law_report.run('published', str(page))
   text = page.read_text()
   assert text.startswith('# The published table') and 'S1-1.5B' in text
-  assert ' 95 |' in text and 'C-Eval, 95' in text
+  assert ' 95 |' in text and 'outside of the computes' in text
   assert page.with_suffix('.png').exists()
+
+
+def test_the_example_of_the_readme(tmp_path):
+  page = tmp_path / 'k.md'
+  with given(compute_column='k', group_column='curve', target=[90.0]):
+    law_report.run(f'{jobs.ROOT}/docs/scaling_published.csv', str(page))
+  lines = page.read_text().split('\n')
+  # Its log-linear fit, by hand: from 44.0 to 57.9 in four doublings.
+  (fit, *_) = (x for x in lines if x.startswith('| S1-1.5B, AIME24 '))
+  assert fit.split('|')[5].split()[0] == '3.5'
+  assert sum(x.startswith('| XBai-o4, ') for x in lines) == 4 * 4
+
+
+def test_what_a_label_holds_stays_in_its_cell(tmp_path):
+  page = tmp_path / 'laws.md'
+  path = tmp_path / 'x.csv'
+  rows = [f'{2**i},{i},"a|b $x^ _"' for i in range(4)]
+  path.write_text('\n'.join(['compute,accuracy,who', *rows]))
+  with given(group_column='who'):
+    law_report.run(str(path), str(page))
+  table_rows = [x for x in page.read_text().split('\n') if x.startswith('|')]
+  for row in table_rows:
+    assert row.count('|') - row.count('\\|') in {
+      other.count('|') - other.count('\\|') for other in table_rows[:1]
+    } | {5, 6, 8}
+  assert any(row.startswith('| a\\|b $x^ _ ') for row in table_rows)
+
+
+def test_a_page_that_cannot_be_written(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with given(**COLUMNS), pytest.raises(UserError, match='no page') as caught:
+    law_report.run(table(tmp_path), str(tmp_path / 'file' / 'page.md'))
+  assert '\n' not in str(caught.value)
 
 
 BAD = {

@@ -21,6 +21,7 @@ def drawn(monkeypatch, tmp_path):
   def keep(fig, path):
     path = write(fig, path)
     assert path.read_bytes().startswith(b'\x89PNG')
+    fig.draw_without_rendering()  # lays out at the resolution asked below
     for legend in fig.legends:
       below = legend.get_window_extent().y1
       assert all(below <= ax.get_tightbbox().y0 + 1 for ax in fig.get_axes())
@@ -197,6 +198,17 @@ def test_the_published_table(drawn):
   (stairs,) = (x for x in axes[4].lines if x.get_drawstyle() == 'steps-post')
   best = [44, 53.1, 60.7, 66.3, 82.4, 85.4, 86.5]
   assert stairs.get_ydata().tolist() == best + best[-1:]
+
+
+def test_labels_of_users_are_no_formulas_and_not_left_out(drawn):
+  labels = ['$\\nonsense{$', '_hidden', 'long ' * 40]
+  curves = [_curve(label=label, shift=i) for i, label in enumerate(labels)]
+  plots.plot_accuracy_against_compute(
+    curves, drawn[0], title='$\\frac$', compute_name='US$ or $\\frac$'
+  )
+  shown = _labels(drawn[1])[:3]
+  assert shown[0].startswith(r'\$\nonsense{\$ (') and '_hidden (' in shown[1]
+  assert len(shown[2]) < 80
 
 
 def test_sixty_four_curves_look_different():

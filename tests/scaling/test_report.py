@@ -85,6 +85,22 @@ def test_three_points_get_what_they_support():
   assert 'its noise is not' in text
 
 
+def test_predictions_say_how_far_they_reach():
+  line = Curve('line', K, 10 + 3 * np.log2(K))
+  text = report.law_section('T', [line], targets=(16, 13.0, 40, 99, 7))
+  cells = row(text, 'line (linear)')[1:]
+  # 10 + 3 log2 C, measured from 1 to 64; exact.
+  assert cells[:3] == ['4 (exact)', '2 (exact)', '1,020* (exact)']
+  assert cells[3].startswith('over 1,000,000 x the data')
+  assert cells[4] == '0.5* (exact)'
+  assert 'outside of the computes' in text
+  assert row(text, 'line (linear)', 1)[1:] == [
+    '0',
+    '+0 at 1',
+    '+0 +0 +0 +0 +0 +0 +0',
+  ]
+
+
 def test_curves_that_cannot_be_fitted_are_named():
   few = Curve('few', [1, 2], [3, 4])
   same = Curve('same', [2, 2, 2], [3, 4, 5])

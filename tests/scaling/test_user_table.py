@@ -99,6 +99,32 @@ BAD = {
 }
 
 
+def test_a_label_is_one_line(tmp_path):
+  path = tmp_path / 'x.csv'
+  path.write_text('compute,accuracy,who\n1,10,"two\nlines "\n')
+  (curve,) = user_table.read_table(path, group='who').curves
+  assert curve.label == 'two lines'
+
+
+def test_more_than_a_page_can_show_is_refused(tmp_path):
+  path = tmp_path / 'x.csv'
+  most = user_table.MOST_CURVES
+  lines = [f'{i % 3 + 1},10,{i}' for i in range(most + 1)]
+  path.write_text('\n'.join(['compute,accuracy,who', *lines[:-1]]))
+  assert len(user_table.read_table(path, group='who').curves) == most
+  path.write_text('\n'.join(['compute,accuracy,who', *lines]))
+  with pytest.raises(UserError, match=f'who tells {most + 1} curves apart'):
+    user_table.read_table(path, group='who')
+  # As many points as one likes, at so many computes.
+  most = user_table.MOST_COMPUTES
+  lines = [f'{i % most + 1},10' for i in range(3 * most)]
+  path.write_text('\n'.join(['compute,accuracy', *lines]))
+  assert len(user_table.read_table(path).curves[0].compute_n) == 3 * most
+  path.write_text('\n'.join(['compute,accuracy', *lines, f'{most + 1},10']))
+  with pytest.raises(UserError, match=f'curve x has {most + 1} different'):
+    user_table.read_table(path)
+
+
 @pytest.mark.parametrize('text, message', BAD.values(), ids=BAD)
 def test_bad_tables_are_refused_in_one_line(tmp_path, text, message):
   path = tmp_path / 'bad.csv'
