@@ -1,0 +1,228 @@
+r"""The paper's claims, and what it never ran, on models that a CPU can train.
+
+  python -m launch.sweep --config=configs/sweeps/claims.py --workers=2
+  python -m launch.sweep --config=configs/sweeps/claims.py:smollm2
+
+The first trains one policy a seed (`configs/tiny.py`, warmed up on
+demonstrations), draws samples, and fits and judges 18 arms on them; the second
+does 8 arms on SmolLM2-135M-Instruct. Both share runs/sweeps/claims and write
+docs/claims.md, which shows whatever of both is done (--finish: without doing
+more). What an arm is: metastone_jax/scaling/claims_list.py.
+
+Arguments, separated by commas: `smollm2` (that set instead of the tiny one),
+`seeds=N` (3 tiny, 1 SmolLM2; more may be added later to the same folder),
+`smoke` (a folder of its own, minutes: to see all of it work).
+"""
+
+import ml_collections
+
+from metastone_jax import grid
+
+_COMMAND = 'python -m launch.sweep --config=configs/sweeps/claims.py'
+_SEEDS = {'tiny': 3, 'smollm2': 1}
+
+
+def _head(arm: str, loss: str, scale: float, **more) -> dict:
+  """An arm with a score head on the policy's own backbone."""
+  return dict(arm=arm, judge='head', loss=loss, gradient_scale=scale, **more)
+
+
+_SHARED = (
+  _head('full', 'bce', 1.0),
+  _head('scale-1e-4', 'bce', 1e-4),
+  _head('frozen', 'bce', 0.0),
+  _head('frozen-spr', 'spr', 0.0),
+  # The same copy of the backbone, fitted whole, beside the policy.
+  dict(arm='prm', judge='prm', loss='bce', gradient_scale=1.0),
+  dict(arm='self-certainty', judge='self-certainty'),
+  dict(arm='log-prob', judge='log-prob'),
+)
+_ARMS = {
+  'tiny': (
+    *_SHARED,
+    _head('full-spr', 'spr', 1.0),
+    _head('full-soft', 'soft', 1.0),
+    _head('frozen-soft', 'soft', 0.0),
+    _head('layer-1', 'bce', 1.0, feature_layer=1),
+    _head('layer-2', 'bce', 1.0, feature_layer=2),
+    _head('position-at', 'bce', 1.0, position='at'),
+    _head('width-half', 'bce', 1.0, width=48),
+    _head('width-4x', 'bce', 1.0, width=768),
+    _head('outcome', 'bce', 1.0, position='end'),
+  ),
+  'smollm2': (*_SHARED, _head('outcome', 'bce', 1e-4, position='end')),
+}
+# Evaluations inside a run are not what this sweep is for.
+_QUIET = {
+  'phases.warmup.evaluate_every': 0,
+  'evaluation.problems': 32,
+  'evaluation.stage_samples': 4,
+  'evaluation.final_samples': 4,
+  'evaluation.ks': (1, 2),
+}
+_BASE = {
+  'tiny': dict(
+    recipe='configs/tiny.py',
+    changes={**_QUIET, 'phase_order': ('warmup',)},
+  ),
+  'smollm2': dict(
+    recipe='configs/smollm2_135m.py',
+    changes={**_QUIET, 'phase_order': ('warmup',)},
+  ),
+}
+# The same policy, moved on by rewards and a head of its own.
+_LATER = dict(
+  recipe='configs/tiny.py',
+  changes={
+    **_QUIET,
+    'phase_order': ('head', 'joint'),
+    'phases.head.evaluate_every': 0,
+    'phases.joint.evaluate_every': 0,
+    'phases.joint.steps': 20,
+  },
+)
+_MATERIAL = {
+  'tiny': dict(
+    task='signs',
+    train_problems=512,  # whose samples heads are fitted on
+    train_samples=8,  # of each
+    problems=256,  # held out, the same for every seed
+    samples=16,  # of each: at k = 8 every sample is in half of all subsets
+  ),
+  'smollm2': dict(
+    task='chain_sum',
+    train_problems=96,
+    train_samples=8,
+    problems=96,
+    samples=16,
+  ),
+}
+_FIT = {
+  'tiny': dict(
+    epochs=2,  # over the samples
+    rows_per_update=64,
+    head_learning_rate=1e-3,
+    backbone_learning_rate=1e-3,
+    lm_coefficient=1.0,  # on the policy's own samples: it shall stay itself
+  ),
+  'smollm2': dict(
+    epochs=2,
+    rows_per_update=16,
+    head_learning_rate=1e-4,
+    backbone_learning_rate=1e-5,
+    lm_coefficient=1.0,
+  ),
+}
+_SMOKE_MATERIAL = dict(
+  train_problems=8, train_samples=4, problems=16, samples=8
+)
+_SMOKE_BASE = {
+  'data.tasks': {'signs': 1.0},
+  'data.task_options': {'signs': {'min_terms': 1, 'max_terms': 2}},
+  'data.num_demonstrations': 1024,
+  'phases.warmup.steps': 150,
+  'phases.warmup.backbone_learning_rate': 1e-2,
+  'phases.head.steps': 1,
+  'phases.joint.steps': 1,
+}
+
+
+def get_config(arg: str = ''):
+  """The sweep; see the module docstring for its arguments."""
+  name, seeds, smoke = 'tiny', None, False
+  for part in filter(None, arg.split(',')):
+    key, _, value = part.partition('=')
+    if part == 'smollm2':
+      name = part
+    elif part == 'smoke':
+      smoke = True
+    elif key == 'seeds' and value.isdigit() and int(value):
+      seeds = int(value)
+    else:
+      raise ValueError(
+        f'argument {part!r} of sweep claims is unknown; use smollm2, seeds=N '
+        'or smoke, separated by commas'
+      )
+  c = ml_collections.ConfigDict()
+  c.name = 'claims_smoke' if smoke else 'claims'
+  c.kind = 'claims'  # the page that is written at the end
+  c.page = 'docs/claims.md'
+  if smoke:
+    c.page = 'runs/sweeps/claims_smoke/claims.md'
+  c.options = dict(
+    k=8,  # samples an answer
+    commands=dict(tiny=_COMMAND, smollm2=f'{_COMMAND}:smollm2'),
+  )
+  seeds = seeds or (1 if smoke else _SEEDS[name])
+  c.points = tuple(
+    point for seed in range(seeds) for point in _points(name, seed, smoke)
+  )
+  return c
+
+
+def _points(name: str, seed: int, smoke: bool) -> grid.Grid:
+  """All points of a set and seed."""
+  base = _base_point(name, 'base', seed, smoke, **_BASE[name])
+  material = _material_point(name, 'material', base, smoke)
+  arms = [_arm_point(name, material, **arm) for arm in _ARMS[name]]
+  if name == 'smollm2':
+    return grid.chain([base, material], arms)
+  later = _base_point(
+    name, 'later-base', seed, smoke, start=base['name'], **_LATER
+  )
+  later_material = _material_point(name, 'later-material', later, smoke)
+  full = next(arm for arm in _ARMS[name] if arm['arm'] == 'full')
+  fitted = next(arm['name'] for arm in arms if arm['arm'] == 'full')
+  moved = [
+    _arm_point(name, later_material, **{**full, 'arm': 'later'}),
+    _arm_point(
+      name, later_material, **{**full, 'arm': 'transfer'}, head_of=fitted
+    ),
+  ]
+  return grid.chain([base, material], arms, [later, later_material], moved)
+
+
+def _base_point(
+  name: str, what: str, seed: int, smoke: bool, *, recipe, changes, start=''
+) -> dict:
+  changes = {**changes, 'seed': seed}
+  if smoke and name == 'tiny':
+    changes |= _SMOKE_BASE
+  return dict(
+    name=f'{name}-{what}-s{seed}',
+    kind='base',
+    needs=(start,) if start else (),
+    set=name,
+    seed=seed,
+    recipe=recipe,
+    changes=changes,
+    start=start,
+  )
+
+
+def _material_point(name: str, what: str, base: dict, smoke: bool) -> dict:
+  sizes = _MATERIAL[name] | (_SMOKE_MATERIAL if smoke else {})
+  return dict(
+    name=f'{name}-{what}-s{base["seed"]}',
+    kind='material',
+    needs=(base['name'],),
+    set=name,
+    seed=base['seed'],
+    base=base['name'],
+    **sizes,
+  )
+
+
+def _arm_point(name: str, material: dict, *, head_of: str = '', **arm) -> dict:
+  needs = (material['name'], head_of) if head_of else (material['name'],)
+  return dict(
+    name=f'{name}-{arm["arm"]}-s{material["seed"]}',
+    kind='arm',
+    needs=needs,
+    set=name,
+    seed=material['seed'],
+    material=material['name'],
+    head_of=head_of,
+    **arm,
+    **_FIT[name],
+  )
