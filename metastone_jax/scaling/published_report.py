@@ -111,7 +111,10 @@ def _bends() -> str:
   for gain, turn in zip(gains, found.bends, strict=True):
     down[gain.benchmark] += turn.direction == 'down'
   by_benchmark = ', '.join(f'{b} {number}' for b, number in down.items())
-  p = 'undefined' if math.isnan(found.p) else p_value(found.p)
+  p = 'undefined'
+  if not math.isnan(found.p):
+    # A fair coin is symmetric: half of the two-sided p is the one-sided.
+    p = f'{p_value(found.p)} (two-sided; {p_value(found.p / 2)} one-sided)'
   return (
     f'Of {len(gains)} curves {found.down} bend down (the second two doublings '
     f'of k gain less than the first two), {found.straight} are straight and '

@@ -172,4 +172,5 @@ def test_published_section_says_what_the_table_has(tmp_path):
   }
   # 12 of 14: 2 (C(14,0) + C(14,1) + C(14,2)) / 2^14.
   assert '12 bend down' in text and '2 are straight' in text
-  assert f'p = {2 * (1 + 14 + 91) / 2**14:.3f}' in text
+  p = (1 + 14 + 91) / 2**14
+  assert f'p = {2 * p:.3f} (two-sided; {p:.3f} one-sided)' in text
