@@ -1,19 +1,27 @@
 """Workers of a sweep as an array of SLURM jobs, submitted by submitit.
 
-Run on a login node, in this repository, with a `--workdir` that all nodes see.
-Before its time limit, or where a more urgent job takes its place, a job tells
-its worker to save, and queues again.
+Run on a login node, with a `--workdir` that all nodes see; the jobs run in the
+folder where the command is given. Before its time limit, or where a more urgent
+job takes its place, a job tells its worker to save, and queues again. A worker
+that refuses its input ends its job.
+
+--slurm takes the options that submitit has of sbatch, under its names; any
+other one is refused. What sbatch has beyond them can be given to it in its
+variables, such as SBATCH_RESERVATION. A value with a comma is quoted:
+'--slurm=partition=gpu,"exclude=n1,n2"'.
 """
 
+import contextlib
+import dataclasses
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import time
 
 from absl import flags
 
-import launch
 from launch.pods import shell
 from metastone_jax.errors import UserError
 
@@ -22,22 +30,35 @@ _SLURM = flags.DEFINE_list(
   [],
   'Of --executor=slurm: KEY=VALUE,... of a worker, as submitit names them: '
   'partition, account, qos, time (minutes; default a day), gpus_per_node, '
-  'cpus_per_task, mem, constraint, setup (a line of shell), ...',
+  'cpus_per_task, mem (16GB), constraint, exclusive (true), setup (a line of '
+  'shell), ...',
 )
 
-ROOT = pathlib.Path(launch.__file__).resolve().parents[1]
-
 _DEFAULTS = {'time': 24 * 60, 'signal_delay_s': 120}
+_OURS = ('job_name', 'array_parallelism', 'stderr_to_stdout')
 _RESTARTS = 100  # after a time limit
-_SAVING = 80.0  # seconds that a worker has to save; less than signal_delay_s
+_INTERRUPTED = 130  # of launch.cli: told to stop, everything saved
+_PAUSE = 30.0  # seconds before a worker that was told so is started again
 
 
+@dataclasses.dataclass
 class Work:
-  """What a job runs; pickled by submitit."""
+  """What a job runs; pickled by submitit.
 
-  def __init__(self, command: list[str], root: str):
-    self._command, self._root = command, root
-    self._process: subprocess.Popen | None = None
+  Attributes:
+    command: of a worker, without its number.
+    folder: where it runs.
+    saving: seconds that the worker has to save when the job must end.
+    pause: seconds before it is started again where only it was told to stop.
+  """
+
+  command: list[str]
+  folder: str
+  saving: float
+  pause: float
+  _process: subprocess.Popen | None = dataclasses.field(
+    init=False, default=None, compare=False
+  )
 
   def __call__(self, number: int) -> None:
     """Is worker `number`.
@@ -45,15 +66,21 @@ class Work:
     Raises:
       RuntimeError: it ended badly; its own message is in the log.
     """
+    while (status := self._run(number)) == _INTERRUPTED:
+      # Some clusters signal the worker too; what the job gets then, the signal
+      # to queue again or its end, comes within the pause.
+      time.sleep(self.pause)
+    if status:
+      raise RuntimeError(f'worker {number} ended with status {status}')
+
+  def _run(self, number: int) -> int:
     self._process = subprocess.Popen(
-      [*self._command, f'--worker={number}'],
-      cwd=self._root,
+      [*self.command, f'--worker={number}'],
+      cwd=self.folder,
       # SLURM's signal to this job's processes would end it unsaved.
       start_new_session=True,
     )
-    status = self._process.wait()
-    if status:
-      raise RuntimeError(f'worker {number} ended with status {status}')
+    return self._process.wait()
 
   def checkpoint(self, number: int):
     """Stops the worker in order; called from a signal's handler.
@@ -63,16 +90,19 @@ class Work:
     """
     import submitit
 
-    self._process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + _SAVING
-    # Not `wait`: the handler has interrupted one, which holds a lock.
-    seen = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    while os.waitid(os.P_PID, self._process.pid, seen) is None:
-      if time.monotonic() > deadline:
-        self._process.kill()  # the point goes on from what it has saved
-        break
-      time.sleep(0.1)
-    again = Work(self._command, self._root)
+    if self._process is not None:
+      self._process.send_signal(signal.SIGTERM)
+      deadline = time.monotonic() + self.saving
+      # Not `wait`: the handler has interrupted one, which holds a lock.
+      seen = os.WEXITED | os.WNOHANG | os.WNOWAIT
+      with contextlib.suppress(ChildProcessError):  # it had ended already
+        while os.waitid(os.P_PID, self._process.pid, seen) is None:
+          if time.monotonic() > deadline:
+            self._process.kill()  # the point goes on from what it has saved
+            break
+          time.sleep(0.1)
+    # A copy without the process, which cannot be pickled.
+    again = dataclasses.replace(self)
     return submitit.helpers.DelayedSubmission(again, number)
 
 
@@ -92,9 +122,10 @@ def submit(
     UserError: no submitit, no SLURM, or options that they refuse.
   """
   given = options()
+  here = pathlib.Path.cwd()
   folder = f'{workdir}/slurm'
   if '://' in workdir:
-    folder = str(ROOT / 'runs' / 'sweeps' / name / 'slurm')
+    folder = str(here / 'runs' / 'sweeps' / name / 'slurm')
   if dry_run:
     shown = ' '.join(f'{key}={value}' for key, value in given.items())
     print(f'# {workers} jobs named {name} with {shown}; logs: {folder}')
@@ -105,7 +136,7 @@ def submit(
     import submitit
   except ImportError as error:
     raise UserError(
-      '--executor=slurm needs submitit: pip install "metastone_jax[slurm]"'
+      "--executor=slurm needs submitit: pip install 'metastone_jax[slurm]'"
     ) from error
   shell.require('sbatch')
   try:
@@ -114,12 +145,15 @@ def submit(
       job_name=name,
       array_parallelism=workers,
       stderr_to_stdout=True,
+      # Where a cluster's jobs are not to be queued again unless they say so.
+      additional_parameters={'requeue': True},
       **given,
     )
   except (RuntimeError, ValueError) as error:
-    raise UserError(f'--slurm: {str(error).splitlines()[0]}') from error
+    raise UserError(f'--slurm: {_refusal(str(error))}') from error
+  work = Work(command, str(here), given['signal_delay_s'] * 2 / 3, _PAUSE)
   try:
-    jobs = executor.map_array(Work(command, str(ROOT)), range(workers))
+    jobs = executor.map_array(work, range(workers))
   except (submitit.core.utils.FailedJobError, RuntimeError) as error:
     raise UserError(f'sbatch failed: {shell.last_line(str(error))}') from error
   print(
@@ -134,7 +168,7 @@ def options() -> dict:
   """--slurm as a dictionary.
 
   Raises:
-    UserError: an item that is no KEY=VALUE.
+    UserError: an item that is no KEY=VALUE, or that cannot be.
   """
   found: dict = dict(_DEFAULTS)
   for item in _SLURM.value:
@@ -143,7 +177,28 @@ def options() -> dict:
       raise UserError(
         f'--slurm={item}: give KEY=VALUE,... such as partition=gpu,time=240'
       )
-    found[key] = int(value) if value.isdigit() else value
-    if key == 'setup':
+    if key in _OURS:
+      raise UserError(f'--slurm={item}: {key} is set by the sweep itself')
+    found[key] = value
+    if key in _DEFAULTS:
+      # submitit reckons with them when the limit comes.
+      if not re.fullmatch(r'[1-9]\d{0,6}', value):
+        unit = 'minutes' if key == 'time' else 'seconds'
+        raise UserError(f'--slurm={item}: give {key} in whole {unit}')
+      found[key] = int(value)
+    elif key in ('setup', 'teardown', 'srun_args'):
       found[key] = [value]
+    elif value in ('true', 'false'):
+      found[key] = value == 'true'
+    elif key in ('nodes', 'ntasks_per_node') and value != '1':
+      raise UserError(f'--slurm={item}: a worker is one process on one node')
   return found
+
+
+def _refusal(text: str) -> str:
+  """What submitit says of options, on one line."""
+  unknown = re.search(r"Unavailable parameter\(s\): \['(\w+)'", text)
+  if not unknown:
+    return text.splitlines()[0]
+  known = [key for key in re.findall(r'- (\w+) \(', text) if key not in _OURS]
+  return f'submitit has no {unknown[1]}; it has {", ".join(known)}'
