@@ -116,14 +116,18 @@ _FIT = {
 _SMOKE_MATERIAL = dict(
   train_problems=8, train_samples=4, problems=16, samples=8
 )
+_SMOKE_FIT = dict(epochs=1, rows_per_update=16)
 _SMOKE_BASE = {
-  'data.tasks': {'signs': 1.0},
-  'data.task_options': {'signs': {'min_terms': 1, 'max_terms': 2}},
-  'data.num_demonstrations': 1024,
-  'phases.warmup.steps': 150,
-  'phases.warmup.backbone_learning_rate': 1e-2,
-  'phases.head.steps': 1,
-  'phases.joint.steps': 1,
+  'tiny': {
+    'data.tasks': {'signs': 1.0},
+    'data.task_options': {'signs': {'min_terms': 1, 'max_terms': 2}},
+    'data.num_demonstrations': 1024,
+    'phases.warmup.steps': 150,
+    'phases.warmup.backbone_learning_rate': 1e-2,
+    'phases.head.steps': 1,
+    'phases.joint.steps': 1,
+  },
+  'smollm2': {'phases.warmup.steps': 2},
 }
 
 
@@ -164,7 +168,7 @@ def _points(name: str, seed: int, smoke: bool) -> grid.Grid:
   """All points of a set and seed."""
   base = _base_point(name, 'base', seed, smoke, **_BASE[name])
   material = _material_point(name, 'material', base, smoke)
-  arms = [_arm_point(name, material, **arm) for arm in _ARMS[name]]
+  arms = [_arm_point(name, material, smoke, **arm) for arm in _ARMS[name]]
   if name == 'smollm2':
     return grid.chain([base, material], arms)
   later = _base_point(
@@ -174,9 +178,13 @@ def _points(name: str, seed: int, smoke: bool) -> grid.Grid:
   full = next(arm for arm in _ARMS[name] if arm['arm'] == 'full')
   fitted = next(arm['name'] for arm in arms if arm['arm'] == 'full')
   moved = [
-    _arm_point(name, later_material, **{**full, 'arm': 'later'}),
+    _arm_point(name, later_material, smoke, **{**full, 'arm': 'later'}),
     _arm_point(
-      name, later_material, **{**full, 'arm': 'transfer'}, head_of=fitted
+      name,
+      later_material,
+      smoke,
+      **{**full, 'arm': 'transfer'},
+      head_of=fitted,
     ),
   ]
   return grid.chain([base, material], arms, [later, later_material], moved)
@@ -186,8 +194,8 @@ def _base_point(
   name: str, what: str, seed: int, smoke: bool, *, recipe, changes, start=''
 ) -> dict:
   changes = {**changes, 'seed': seed}
-  if smoke and name == 'tiny':
-    changes |= _SMOKE_BASE
+  if smoke:
+    changes |= _SMOKE_BASE[name]
   return dict(
     name=f'{name}-{what}-s{seed}',
     kind='base',
@@ -213,7 +221,9 @@ def _material_point(name: str, what: str, base: dict, smoke: bool) -> dict:
   )
 
 
-def _arm_point(name: str, material: dict, *, head_of: str = '', **arm) -> dict:
+def _arm_point(
+  name: str, material: dict, smoke: bool, *, head_of: str = '', **arm
+) -> dict:
   needs = (material['name'], head_of) if head_of else (material['name'],)
   return dict(
     name=f'{name}-{arm["arm"]}-s{material["seed"]}',
@@ -224,5 +234,5 @@ def _arm_point(name: str, material: dict, *, head_of: str = '', **arm) -> dict:
     material=material['name'],
     head_of=head_of,
     **arm,
-    **_FIT[name],
+    **(_FIT[name] | (_SMOKE_FIT if smoke else {})),
   )

@@ -4,7 +4,7 @@ import pytest
 
 from configs.sweeps import claims as config_file
 from metastone_jax.scaling import claims_list, plan
-from metastone_jax.scaling.runs import runners
+from metastone_jax.scaling.runs import fit, law, runners
 
 ARGUMENTS = ('', 'smollm2', 'smoke', 'smollm2,smoke', 'seeds=2')
 
@@ -52,6 +52,23 @@ def test_seeds_and_sets_are_only_added_to_a_folder(tmp_path):
   names = {config_file.get_config(a).name for a in ('', 'smollm2', 'seeds=2')}
   assert names == {'claims'}
   assert config_file.get_config('smoke').name == 'claims_smoke'
+
+
+@pytest.mark.parametrize('argument', ['', 'smollm2', 'smoke', 'smollm2,smoke'])
+def test_what_points_ask_for_can_be_done(argument):
+  found = plan.Plan.of(points_of(argument)).points
+  for one in found.values():
+    if one['kind'] == 'base':
+      assert law.recipe_of(one).seed == one['seed']
+    elif one['kind'] == 'material':
+      recipe = law.recipe_of(found[one['base']])
+      assert one['task'] in recipe.data.tasks
+    elif one['judge'] in ('head', 'prm'):
+      material = found[one['material']]
+      options = fit.FitOptions.of(one)
+      rows = material['train_problems'] * material['train_samples']
+      assert options.updates(rows) >= 1
+      assert options.moves_backbone == (one['gradient_scale'] > 0)
 
 
 @pytest.mark.parametrize('bad', ['seeds=0', 'seeds=x', 'tiny', 'smoke=1'])
