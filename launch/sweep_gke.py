@@ -2,10 +2,13 @@
 
 The image holds this repository as its working directory, installed (launch/
 pods/Dockerfile); the folder of the sweep is in a bucket. A pod that is lost or
-breaks is made anew, and the points that it had are done by whoever comes next.
-`kubectl delete jobset NAME` makes room for another one of that name.
+breaks is made anew, and the points that it had are done by whoever comes next;
+bad input (exit 2) ends them all. At the end the workers write table and page
+into that folder. `kubectl delete jobset NAME` makes room for another one of
+that name.
 """
 
+import itertools
 import json
 import pathlib
 import re
@@ -21,7 +24,7 @@ _GKE = flags.DEFINE_list(
   [],
   'Of --executor=gke: KEY=VALUE,... of a worker: image (needed), namespace, '
   'service_account, accelerator (of one machine, v5e-8 or h100-8; none = '
-  'CPUs), cpu, memory, spot (true), queue (of Kueue).',
+  'CPUs), cpu, memory, spot, queue (of Kueue).',
 )
 
 ROOT = pathlib.Path(launch.__file__).resolve().parents[1]
@@ -72,13 +75,21 @@ def submit(
   text = json.dumps(manifest(name, command, workers, given), indent=2)
   apply = ['kubectl', 'apply', '-f', '-']
   space = f'--namespace={given["namespace"]}'
-  watch = shell.line(['kubectl', 'get', 'jobset', name, space, '--watch'])
+  watch = ['kubectl', 'get', 'jobset', name, space, '--watch']
+  logs = [
+    *('kubectl', 'logs', space, '--follow', '--prefix'),
+    f'--max-log-requests={max(5, workers)}',
+    f'--selector=jobset.sigs.k8s.io/jobset-name={name}',
+  ]
   if dry_run:
     print(shell.heredoc(shell.line(apply), text))
   else:
     shell.require('kubectl')
     shell.run(apply, stdin=text)
-  print(f'# its state\n{watch}')
+  print(f'# its state and its log\n{shell.line(watch)}\n{shell.line(logs)}')
+  print(
+    '# the same command with --finish writes table and page of what is done'
+  )
 
 
 def manifest(
@@ -89,7 +100,10 @@ def manifest(
   spot = given['spot'] == 'true'
   is_tpu = False
   if given['accelerator']:
-    accelerator = accelerators.parse(given['accelerator'])
+    try:
+      accelerator = accelerators.parse(given['accelerator'])
+    except UserError as error:
+      raise UserError(f'--gke: {str(error).removeprefix("--")}') from error
     if accelerator.hosts > 1:
       raise UserError(
         f'--gke=accelerator={given["accelerator"]}: a worker is one process, '
@@ -166,6 +180,7 @@ def options() -> dict[str, str]:
   """
   found = dict(_KEYS)
   for item in _GKE.value:
+    item = 'spot=true' if item == 'spot' else item
     key, equals, value = item.partition('=')
     if not equals or key not in _KEYS:
       raise UserError(
@@ -185,9 +200,10 @@ def options() -> dict[str, str]:
 def _check_config(command: list[str]) -> None:
   """The pods have this repository and nothing else."""
   given = [
-    part.partition('=')[2]
-    for part in command
-    if part.lstrip('-').startswith('config=')
+    value or following
+    for part, following in itertools.pairwise([*command, ''])
+    for flag, _, value in [part.partition('=')]
+    if flag in ('--config', '-config')
   ]
   path = given[-1].partition(':')[0] if given else ''
   if path.startswith(('/', '..')) or not (ROOT / path).is_file():

@@ -19,6 +19,12 @@ from launch import sweep_slurm
 from metastone_jax.errors import UserError
 from tests.launch import pods_fakes as fakes
 
+with pytest.MonkeyPatch.context() as patch:
+  # Else it sets up logging anew, which closes all handlers there are; absl's
+  # then closes the stream that pytest captures stderr with.
+  patch.setenv('SUBMITIT_LOG_LEVEL', 'NOCONFIG')
+  import submitit  # noqa: F401
+
 SBATCH = 'cp "$1" "$SCRIPT"; echo Submitted batch job 7'
 # SLURM signals what srun runs, not the script.
 SRUN = f"""
