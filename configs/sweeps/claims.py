@@ -28,7 +28,6 @@ def _head(arm: str, loss: str, scale: float, **more) -> dict:
 
 
 _SHARED = (
-  _head('full', 'bce', 1.0),
   _head('scale-1e-4', 'bce', 1e-4),
   _head('frozen', 'bce', 0.0),
   _head('frozen-spr', 'spr', 0.0),
@@ -39,6 +38,8 @@ _SHARED = (
 )
 _ARMS = {
   'tiny': (
+    # Its fitted model is kept: a later policy starts from it.
+    _head('full', 'bce', 1.0, keep=True),
     *_SHARED,
     _head('full-spr', 'spr', 1.0),
     _head('full-soft', 'soft', 1.0),
@@ -50,7 +51,11 @@ _ARMS = {
     _head('width-4x', 'bce', 1.0, width=768),
     _head('outcome', 'bce', 1.0, position='end'),
   ),
-  'smollm2': (*_SHARED, _head('outcome', 'bce', 1e-4, position='end')),
+  'smollm2': (
+    _head('full', 'bce', 1.0),
+    *_SHARED,
+    _head('outcome', 'bce', 1e-4, position='end'),
+  ),
 }
 # Evaluations inside a run are not what this sweep is for.
 _QUIET = {
@@ -70,15 +75,15 @@ _BASE = {
     changes={**_QUIET, 'phase_order': ('warmup',)},
   ),
 }
-# The same policy, moved on by rewards and a head of its own.
+# The policy of the arm `full` moves on by rewards, without its head.
 _LATER = dict(
   recipe='configs/tiny.py',
   changes={
     **_QUIET,
-    'phase_order': ('head', 'joint'),
-    'phases.head.evaluate_every': 0,
+    'phase_order': ('joint',),
     'phases.joint.evaluate_every': 0,
     'phases.joint.steps': 20,
+    'phases.joint.score_coefficient': 0.0,
   },
 )
 _MATERIAL = {
@@ -124,7 +129,6 @@ _SMOKE_BASE = {
     'data.num_demonstrations': 1024,
     'phases.warmup.steps': 150,
     'phases.warmup.backbone_learning_rate': 1e-2,
-    'phases.head.steps': 1,
     'phases.joint.steps': 1,
   },
   'smollm2': {'phases.warmup.steps': 2},
@@ -171,20 +175,18 @@ def _points(name: str, seed: int, smoke: bool) -> grid.Grid:
   arms = [_arm_point(name, material, smoke, **arm) for arm in _ARMS[name]]
   if name == 'smollm2':
     return grid.chain([base, material], arms)
-  later = _base_point(
-    name, 'later-base', seed, smoke, start=base['name'], **_LATER
-  )
+  first = next(arm['name'] for arm in arms if arm['arm'] == 'full')
+  later = _base_point(name, 'later-base', seed, smoke, start=first, **_LATER)
   later_material = _material_point(name, 'later-material', later, smoke)
-  full = next(arm for arm in _ARMS[name] if arm['arm'] == 'full')
-  fitted = next(arm['name'] for arm in arms if arm['arm'] == 'full')
   moved = [
-    _arm_point(name, later_material, smoke, **{**full, 'arm': 'later'}),
+    # Both on the features that the later policy has.
+    _arm_point(name, later_material, smoke, **_head('later', 'bce', 0.0)),
     _arm_point(
       name,
       later_material,
       smoke,
-      **{**full, 'arm': 'transfer'},
-      head_of=fitted,
+      **_head('transfer', 'bce', 0.0),
+      head_of=first,
     ),
   ]
   return grid.chain([base, material], arms, [later, later_material], moved)

@@ -46,8 +46,8 @@ ARMS = {
   'prm': 'a separate reward model: a copy of the backbone, trained whole',
   'self-certainty': 'no head: how sure the policy is of each token',
   'log-prob': 'no head: mean log-probability of the tokens',
-  'later': 'head fitted at a later checkpoint, judging its samples',
-  'transfer': 'head of the first checkpoint, judging the later samples',
+  'later': 'a new head, fitted at a later checkpoint, judging its samples',
+  'transfer': 'the head of `full`, judging those samples as it is',
 }
 
 
