@@ -139,7 +139,7 @@ class Worker:
       rows = runners.runner(point['kind'])(point, job)
       if lease.look():
         raise LeaseLost(name)
-      mine = table.finish_point(folder, rows, _times(started))
+      mine = table.finish_point(folder, rows, _times(folder, started))
     except UserError as error:
       reason = ' '.join(str(error).split())
       _fail(folder, reason, final=True)
@@ -148,6 +148,9 @@ class Worker:
       raise
     except Exception as error:  # noqa: BLE001
       if _is_stop(error):
+        files.write_json_atomic(
+          folder / 'spent.json', {'seconds': _spent(folder, started)}
+        )
         raise
       traceback.print_exc()
       reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:500]
@@ -215,9 +218,16 @@ def _is_stop(error: Exception) -> bool:
   return loop is not None and isinstance(error, loop.Interrupted)
 
 
-def _times(started: float) -> dict:
+def _spent(folder: epath.Path, started: float) -> float:
+  """Seconds of this try and of those before it that were stopped in order."""
+  path = folder / 'spent.json'
+  before = json.loads(path.read_text())['seconds'] if path.exists() else 0.0
+  return round(before + time.monotonic() - started, 3)
+
+
+def _times(folder: epath.Path, started: float) -> dict:
   return {
-    'seconds': round(time.monotonic() - started, 3),
+    'seconds': _spent(folder, started),
     'host': socket.gethostname(),
     'device': _device(),
   }
