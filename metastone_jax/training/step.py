@@ -189,6 +189,12 @@ def update(
   return state, {**metrics, **norms}
 
 
+def dropout_seed(seed: jax.Array, step: jax.Array) -> jax.Array:
+  """Of the dropout of one update: uint32, from the run's seed and the step."""
+  step = jnp.asarray(step, jnp.uint32)
+  return jnp.asarray(seed, jnp.uint32) + step * jnp.uint32(0x9E3779B9)
+
+
 def gradient(
   params: Params,
   batch: Batch,
@@ -257,9 +263,6 @@ def gradient(
     metrics['score/kept_negative'] = counts.kept_negative / jnp.maximum(
       counts.negative, 1
     )
-  dropout_seed = jnp.asarray(seed, jnp.uint32) + jnp.asarray(
-    step, jnp.uint32
-  ) * jnp.uint32(0x9E3779B9)
   batch = {
     name: value
     for name, value in batch.items()
@@ -269,7 +272,7 @@ def gradient(
     functools.partial(
       loss_sums,
       totals=totals,
-      seed=dropout_seed,
+      seed=dropout_seed(seed, step),
       model_config=model_config,
       config=config,
       sharder=sharder,

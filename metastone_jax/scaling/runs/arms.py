@@ -1,0 +1,282 @@
+"""One arm of a seed: a judge, fitted if it has to be, on the held-out samples.
+
+Contract: point {arm, set, seed, material, judge, keep}, and
+
+| judge          | what                                                        |
+| -------------- | ----------------------------------------------------------- |
+| head           | a score head on the policy's backbone; with the keys of     |
+|                | `fit.FitOptions`                                            |
+| head, head_of  | that of another arm's point, not fitted again, on the       |
+|                | features of this material's policy                          |
+| prm            | a copy of the backbone with a head, fitted whole, which     |
+|                | reads every response beside the policy                      |
+| self-certainty | no head, see `judging`                                      |
+| log-prob       | no head, see `judging`                                      |
+
+Keeps `judged.npz`, `head.npz` (of arms with a head), with `keep` the whole
+model in `fitted/` (others may start from it), and `about.json`, last. The state
+of a long fit is in `fit/` until then.
+
+Rows: accuracy of best-of-k by the arm's score over all k-subsets, and AUC
+within problems.
+"""
+
+import io
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from metastone_jax import sprm
+from metastone_jax.checkpoints import CheckpointManager
+from metastone_jax.errors import UserError
+from metastone_jax.evaluation import best_of_k, pass_at_k
+from metastone_jax.model import ModelConfig
+from metastone_jax.scaling.judged import About, Judged
+from metastone_jax.scaling.runs import fit as fit_lib
+from metastone_jax.scaling.runs import judging, material
+from metastone_jax.scaling.runs.drawn import Drawn
+from metastone_jax.telemetry.files import write_bytes_atomic
+from metastone_jax.training.loop import Setup
+
+JUDGES = ('head', 'prm', 'self-certainty', 'log-prob')
+_KS = (1, 2, 4, 8)
+
+
+def arm(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
+  """Fits and judges; see the module docstring.
+
+  Raises:
+    UserError: an unknown judge or option; something needed is not done.
+    Interrupted: asked to stop; a long fit is saved.
+  """
+  if point['judge'] not in JUDGES:
+    raise UserError(
+      f'point {point["name"]}: judge={point["judge"]!r} is unknown; use one of '
+      f'{", ".join(JUDGES)}'
+    )
+  started = time.monotonic()
+  base, task, train, heldout = material.load(job, point['material'])
+  with material.base_setup(job, base) as setup:
+    if point['judge'] in ('self-certainty', 'log-prob'):
+      judged, said = _without_head(point, setup.model_config, heldout)
+    else:
+      judged, said = _with_head(point, base, setup, train, heldout, job)
+  judged.save(job.folder / 'judged.npz')
+  judge_flops = said.pop('flops')
+  waited = max(0.0, said['train_seconds'] - (time.monotonic() - started))
+  about = About(
+    arm=point['arm'],
+    seed=point['seed'],
+    task=task,
+    set=point['set'],
+    # What earlier tries spent on the fit counts too.
+    seconds=waited + time.monotonic() - started,
+    flops_policy_per_problem=float(heldout.flops_P.mean()),
+    flops_judge_per_problem=float(judge_flops),
+    **said,
+  )
+  about.save(job.folder / 'about.json')
+  if (job.folder / 'fit').exists():
+    (job.folder / 'fit').rmtree()
+  return _rows(point, judged)
+
+
+def _without_head(point, config: ModelConfig, heldout: Drawn):
+  """Judged, and fields of About."""
+  if point['judge'] == 'log-prob':
+    value_B = judging.mean_over(heldout.log_prob_BT, heldout.response_BT)
+    each = 1.0
+  else:
+    value_B = heldout.certainty_B
+    each = float(config.vocab_size)  # the sampler has the log-probs; a sum
+  loss, _, _ = judging.policy_losses(heldout, None)
+  return judging.judged_by_value(heldout, value_B), {
+    'train_seconds': 0.0,
+    'parameters_extra': 0,
+    'parameters_trained': 0,
+    'flops': each * heldout.response_BT.sum() / heldout.shape[0],
+    'kl_policy': 0.0,
+    'lm_loss_before': loss,
+    'lm_loss_after': loss,
+    'options': {'judge': point['judge']},
+  }
+
+
+def _with_head(point, base, setup: Setup, train, heldout, job):
+  """Likewise, of a head that is fitted, or another arm's."""
+  prm = point['judge'] == 'prm'
+  options = fit_lib.FitOptions.of(point)
+  given = point.get('head_of')
+  kept = bool(given) or fit_lib.uses_kept_features(options, setup.model_config)
+  log_prob_BT = None
+  if given:
+    head = _load_head(job, given)
+    fitted = fit_lib.Fitted(setup.model_config, {'score_head': head}, 0.0, 0.0)
+  elif kept:
+    fitted = fit_lib.fit_features(
+      options, train, setup, point['seed'], pause=_progress(job, 'update')
+    )
+  else:
+    fitted = _fit_whole(point, base, options, setup, train, job)
+  config, position = fitted.config, options.position
+  head = fitted.params['score_head']
+  if kept:
+    logit_BT = judging.score_features(head, heldout, position)
+  else:
+    width = heldout.tokens_BT.shape[1]
+    out = judging.score_rows(
+      fitted.params,
+      heldout,
+      position,
+      config=config,
+      sharder=setup.sharder,
+      rows_per_pass=material.rows_per_pass(setup, width),
+      with_log_prob=not prm,
+      pause=_progress(job, 'response judged'),
+    )
+    logit_BT, log_prob_BT = out['step_logit_BT'], out.get('log_prob_BT')
+  _save_head(job, head)
+  if point.get('keep'):
+    _keep(point, base, fitted, setup, job)
+  before, after, kl = judging.policy_losses(heldout, log_prob_BT)
+  backbone = config.num_backbone_parameters
+  trained = 0 if given else config.num_score_parameters
+  if options.moves_backbone and not given:
+    trained += backbone
+  said = {
+    'train_seconds': fitted.seconds,
+    'parameters_extra': config.num_score_parameters + (backbone if prm else 0),
+    'parameters_trained': trained,
+    'flops': _flops(config, heldout, position, prm),
+    'kl_policy': None if prm else kl,
+    'lm_loss_before': before,
+    'lm_loss_after': None if prm else after,
+    'options': {
+      'judge': point['judge'],
+      'loss': options.loss,
+      'gradient_scale': options.gradient_scale,
+      'lm_coefficient': options.lm_coefficient,
+      'feature_layer': config.split,
+      'position': position,
+      'width': config.score_units,
+      'aggregator': point.get('aggregator', 'geometric'),
+      'epochs': options.epochs,
+      'rows_per_update': options.rows_per_update,
+      'updates': 0 if given else options.updates(len(train.length_B)),
+      'head_learning_rate': options.head_learning_rate,
+      'backbone_learning_rate': options.backbone_learning_rate,
+      'head_of': given or None,
+      'score_loss': None if given else fitted.loss,
+    },
+  }
+  return judging.judged_by_head(heldout, logit_BT, position), said
+
+
+def _fit_whole(point, base, options, setup, train, job) -> fit_lib.Fitted:
+  job.status('reading the checkpoint')
+  # The optimiser triples what a row costs beside its logits.
+  rows = material.rows_per_pass(setup, train.tokens_BT.shape[1], at_most=64)
+  return fit_lib.fit(
+    options,
+    train,
+    setup,
+    material.base_params(setup, job, base),
+    point['seed'],
+    rows_per_pass=rows,
+    folder=job.folder / 'fit',
+    pause=_progress(job, 'update'),
+  )
+
+
+def _progress(job, what: str):
+  def pause(done: int, total: int) -> None:
+    job.status(f'{what} {done} of {total}')
+    job.check_stop()
+
+  return pause
+
+
+def _flops(config: ModelConfig, heldout: Drawn, position: str, prm: bool):
+  """FLOPs of judging, a problem; a separate model reads prompt and response."""
+  steps_B = np.maximum(1, heldout.step_mask_BT(position).sum(axis=1))
+  flops = config.score_flops(steps_B).sum()
+  if prm:
+    # All blocks below its head, for each response anew.
+    share = config.split / config.num_layers
+    flops += share * config.prefill_flops(heldout.length_B).sum()
+  return flops / heldout.shape[0]
+
+
+def _save_head(job, head) -> None:
+  buffer = io.BytesIO()
+  np.savez(buffer, **{name: np.asarray(x) for name, x in head.items()})
+  write_bytes_atomic(job.folder / 'head.npz', buffer.getvalue())
+
+
+def _load_head(job, name: str):
+  path = job.folder_of(name) / 'head.npz'
+  if not path.exists():
+    raise UserError(f'{path}: no such head; do point {name} first')
+  with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
+    return {name: data[name] for name in data.files}
+
+
+def _keep(point, base, fitted: fit_lib.Fitted, setup: Setup, job) -> None:
+  """The fitted model, as a checkpoint that others may start from."""
+  config = setup.model_config
+  if (
+    fitted.config.split != config.split
+    or fitted.config.score_units != config.score_units
+  ):
+    raise UserError(
+      f'point {point["name"]}: keep is for models of the shape of {base}'
+    )
+  params = fitted.params
+  if 'embedding' not in params:  # the head alone was fitted
+    params = {**material.base_params(setup, job, base), **params}
+  with CheckpointManager(job.folder / 'fitted', max_to_keep=1) as manager:
+    manager.save(0, {'train': {'params': params}}, {'arm': point['arm']})
+
+
+def _rows(point, judged: Judged) -> list[dict[str, Any]]:
+  score_PN = judged.score_PN(point.get('aggregator', 'geometric'))
+  eligible_PN = judged.finished_PN & (judged.answers_PN >= 0)
+  same = {
+    'set': point['set'],
+    'seed': point['seed'],
+    'arm': point['arm'],
+    'problems': judged.shape[0],
+    'samples': judged.shape[1],
+  }
+  rows = [
+    {
+      **same,
+      'metric': 'best-of-k',
+      'k': k,
+      'value': best_of_k(
+        score_PN, judged.correct_PN, k, finished_PN=eligible_PN
+      ),
+    }
+    for k in _KS
+    if k <= judged.shape[1]
+  ]
+  rows.append(
+    {
+      **same,
+      'metric': 'oracle',
+      'k': min(_KS[-1], judged.shape[1]),
+      'value': pass_at_k(judged.correct_PN, min(_KS[-1], judged.shape[1])),
+    }
+  )
+  auc = sprm.auc_within(score_PN, judged.correct_PN)
+  rows.append(
+    {
+      **same,
+      'metric': 'auc-within',
+      'k': None,
+      'value': None if np.isnan(auc) else auc,
+    }
+  )
+  return rows
