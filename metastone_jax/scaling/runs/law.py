@@ -31,6 +31,7 @@ import numpy as np
 from etils import epath
 
 import metastone_jax
+from metastone_jax.checkpoints import CheckpointManager
 from metastone_jax.errors import UserError
 from metastone_jax.evaluation import EvaluationSamples, intervals
 from metastone_jax.sampling.engine import Candidate, Request
@@ -44,7 +45,10 @@ _SLOTS = 512  # responses that are drawn at a time, where a point names none
 
 
 def train(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
-  """Trains the point's recipe; one row: size, seed, parameters, steps.
+  """Trains the point's recipe; one row: size, seed, steps, seconds.
+
+  `train_seconds` is what the run says of its phases and the evaluations between
+  them, over all interruptions.
 
   Args:
     point: see the module docstring; `width` and `seed` are set in the recipe
@@ -60,6 +64,8 @@ def train(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
   run = job.folder / 'run'
   loop.train(recipe, run)
   config = loop.Setup.build(recipe, run, phases=False).model_config
+  with CheckpointManager(run / 'checkpoints', read_only=True) as manager:
+    extra, _ = manager.read_extra(None)
   return [
     {
       'width': config.width,
@@ -67,6 +73,7 @@ def train(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
       'head_parameters': config.num_score_parameters,
       'seed': recipe.seed,
       'steps': sum(phase.steps for phase in recipe.phases),
+      'train_seconds': round(sum(extra['seconds'].values()), 3),
     }
   ]
 

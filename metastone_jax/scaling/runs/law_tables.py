@@ -11,52 +11,38 @@ from collections.abc import Sequence
 import numpy as np
 
 from metastone_jax.evaluation import intervals
-from metastone_jax.evaluation.tables import markdown_table
-from metastone_jax.scaling import fit_log_linear
+from metastone_jax.scaling.page_text import aligned_table
 from metastone_jax.scaling.runs import law_curves
 from metastone_jax.scaling.runs.law_curves import Drawn, LawCurve
 from metastone_jax.scaling.strategies import STRATEGIES
 
 
-def slopes(lines: Sequence[tuple[str, Sequence[LawCurve]]]) -> str:
-  """The log-linear fit of each line: its slope by two intervals, and R^2.
+def seeds(lines: Sequence[tuple[str, Sequence[LawCurve]]]) -> str:
+  """Gain per doubling of compute, of each seed by itself and of their mean.
 
   Args:
     lines: (label, curves whose points one line is fitted to).
   """
-  rows = []
+  rows, header = [], ['size', 'mean, interval over problems']
   for label, curves in lines:
     compute_n = np.concatenate([curve.compute_n for curve in curves])
-    accuracy_Pn = 100 * np.concatenate([c.accuracy_Pn for c in curves], axis=1)
-    if len(set(compute_n.tolist())) < 3:
+    names = curves[0].seeds
+    if any(curve.seeds != names for curve in curves) or len(compute_n) < 3:
       continue
-    line = fit_log_linear(compute_n, accuracy_Pn.mean(axis=0))
+    accuracy_Pn = 100 * np.concatenate([c.accuracy_Pn for c in curves], axis=1)
     over = law_curves.slope_over_problems(compute_n, accuracy_Pn)
-    seeds = ''
-    if len({curve.seeds for curve in curves}) == 1:
-      found = law_curves.slopes_of_seeds(curves)
-      seeds = ', '.join(f'{100 * slope:.2f}' for slope in found)
+    found = law_curves.slopes_of_seeds(curves)
     rows.append(
       [
         label,
-        str(line.n),
-        _number(line.per_doubling, 2, *line.per_doubling_interval),
         _number(over.mean, 2, over.low, over.high),
-        seeds,
-        _number(line.r2, 3, *line.r2_interval),
+        ', '.join(
+          f'{100 * slope:.2f} (seed {name})'
+          for name, slope in zip(names, found, strict=True)
+        ),
       ]
     )
-  if not rows:
-    return ''
-  header = [
-    'size',
-    'points',
-    'points per doubling, t interval',
-    'the same, interval over problems',
-    'each seed',
-    'R^2',
-  ]
-  return markdown_table(header, rows)
+  return aligned_table([*header, 'each seed'], rows) if rows else ''
 
 
 def strategies(drawn: Sequence[Drawn]) -> str:
@@ -77,7 +63,7 @@ def strategies(drawn: Sequence[Drawn]) -> str:
       rows.append([label, *cells])
   if not rows:
     return ''
-  return markdown_table([f'size, k = {most}', *STRATEGIES.values()], rows)
+  return aligned_table([f'size, k = {most}', *STRATEGIES.values()], rows)
 
 
 def budgets(drawn: Sequence[Drawn], strategy: str) -> str:
@@ -100,7 +86,7 @@ def budgets(drawn: Sequence[Drawn], strategy: str) -> str:
   if not rows:
     return ''
   header = ['size', 'budget, tokens', 'thinking tokens a sample']
-  return markdown_table(header + [f'k = {k}' for k in shown], rows)
+  return aligned_table(header + [f'k = {k}' for k in shown], rows)
 
 
 def frontier(drawn: Sequence[Drawn], strategy: str) -> str:
@@ -133,7 +119,37 @@ def frontier(drawn: Sequence[Drawn], strategy: str) -> str:
   if not rows:
     return ''
   header = ['compute', 'size', 'budget, tokens', 'k', 'accuracy, %']
-  return markdown_table(header, rows)
+  return aligned_table(header, rows)
+
+
+def costs(drawn: Sequence[Drawn]) -> str:
+  """What an answer at the largest k costs, by both measures of compute."""
+  budget, rows = law_curves.budgets(drawn)[-1], []
+  for width in law_curves.widths(drawn):
+    scored = law_curves.curve(drawn, width, budget, 'best_of_k')
+    plain = law_curves.curve(drawn, width, budget, 'oracle')
+    if scored is None or plain is None:
+      continue
+    compute, flops = scored.compute_n[-1], scored.flops_n[-1]
+    rows.append(
+      [
+        f'{scored.label}, k = {int(scored.k_n[-1])}',
+        f'{scored.thinking_n[-1]:,.0f}',
+        f'{compute:.3g}',
+        f'{2 * compute:.3g}',
+        f'{flops:.3g}',
+        f'{100 * (flops - plain.flops_n[-1]) / flops:.2f}',
+      ]
+    )
+  header = [
+    'size',
+    'thinking tokens',
+    'parameters x these',
+    '2 x that',
+    'FLOPs as done',
+    'of them scoring, %',
+  ]
+  return aligned_table(header, rows) if rows else ''
 
 
 def pruning(drawn: Sequence[Drawn]) -> str:
@@ -171,7 +187,7 @@ def pruning(drawn: Sequence[Drawn]) -> str:
     'best-of-k, %',
     'pruned minus that, points',
   ]
-  return markdown_table(header, rows)
+  return aligned_table(header, rows)
 
 
 def _some(k_n) -> list[int]:

@@ -74,7 +74,13 @@ def write(workdir, some=None):
     fixed = {k: v for k, v in point.items() if k not in ('name', 'kind')}
     parameters = WIDTHS[point['width']]
     rows += [
-      {'point': point['name'], **fixed, 'parameters': parameters, **row}
+      {
+        'point': point['name'],
+        **fixed,
+        'parameters': parameters,
+        **row,
+        'samples': 128,
+      }
       for row in made.rows(parameters)
     ]
   return rows
