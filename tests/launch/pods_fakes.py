@@ -11,11 +11,12 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # One process a launcher imports everything once and forks a child a command.
-# (Two launchers cannot share one: both define --accelerator.)
+# (Two launchers cannot share one: both define --accelerator.) Other commands
+# of launch/ may be started so, too.
 SERVER = r"""
 import importlib, json, os, sys, traceback
-from launch.pods import job
 module = importlib.import_module(sys.argv[1])
+entry = module.job if hasattr(module, 'job') else module.cli
 
 for line in sys.stdin:
   case = json.loads(line)
@@ -28,7 +29,7 @@ for line in sys.stdin:
       os.environ.update(case['env'])
       sys.argv = ['launcher', *case['argv']]
       try:
-        job.run(module.main)
+        entry.run(module.main)
         code = 0
       except SystemExit as error:
         code = error.code or 0
@@ -65,12 +66,15 @@ esac
 
 
 class Launcher:
-  """`python -m launch.pods.WHERE`, started many times."""
+  """`python -m launch.pods.WHERE` or a module, started many times."""
 
   def __init__(self, where: str, tmp: pathlib.Path):
     self._tmp, self._count = tmp, 0
     self._server = subprocess.Popen(
-      [sys.executable, '-c', SERVER, f'launch.pods.{where}'],
+      [
+        *(sys.executable, '-c', SERVER),
+        where if '.' in where else f'launch.pods.{where}',
+      ],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       cwd=ROOT,
