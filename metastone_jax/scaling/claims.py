@@ -18,7 +18,9 @@ and Donner 2008), because Satterthwaite's one t covers as little as 90 % with 3
 seeds where these differ a lot; this covers 94 to 97 %. With two seeds MS_rest
 is not taken off, else a variance from two numbers vanishes too often; that
 covers 97 to 99 %. With one seed only other problems are accounted for, and the
-page says so.
+page says so. Values that are all equal (no problem shows a difference) have the
+interval of a share that none of P problems shows: equal results do not prove
+equality.
 
 AUC within problems is a ratio of sums over problems; its intervals are those of
 its linear form, AUC + (wins_p - AUC pairs_p) / mean(pairs).
@@ -45,7 +47,7 @@ import numpy as np
 from scipy import special
 
 from metastone_jax.errors import UserError
-from metastone_jax.evaluation import estimators
+from metastone_jax.evaluation import estimators, intervals
 from metastone_jax.scaling import claims_list
 from metastone_jax.scaling.claims_list import Claim, Side
 from metastone_jax.scaling.judged import About, Judged
@@ -54,7 +56,7 @@ LEVEL = 0.95
 SUPPORTED, NOT_SUPPORTED = 'supported', 'not supported'
 UNCLEAR, UNDEFINED = 'unclear', 'undefined'
 _STEPS = 60  # of a bisection: to the last digit of a float64
-_ROUNDING = 1e-12
+_ROUNDING = 1e-12  # of estimators, no difference
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,8 +121,6 @@ class Estimate:
     distance = self.mean - null
     if math.isnan(distance):
       return math.nan
-    if self.half() <= _ROUNDING:
-      return 0.0 if distance > _ROUNDING else 1.0
     # The level at which the interval ends at null.
     low, high = 0.0, 1.0
     for _ in range(_STEPS):
@@ -154,6 +154,10 @@ def estimate(value_SP) -> Estimate:
     )
   S, P = value_SP.shape
   mean = float(value_SP.mean())
+  if np.ptp(value_SP) <= _ROUNDING:
+    most = intervals.interval(np.zeros(P), level=LEVEL).high
+    error = most / _quantile(LEVEL, P - 1)
+    return Estimate(mean, error, 0.0 if S > 1 else math.nan, S, P)
   problem_P, seed_S = value_SP.mean(axis=0), value_SP.mean(axis=1)
   ms_problems = S * ((problem_P - mean) ** 2).sum() / (P - 1)
   error_problems = math.sqrt(ms_problems / (S * P))
@@ -291,6 +295,7 @@ class Finding:
     seeds: that both sides have.
     p: one-sided, against the claim's border (0, or -margin).
     holm: p after Holm's correction over the claims of the set.
+    same: the sides agree on every problem.
   """
 
   claim: Claim
@@ -303,6 +308,7 @@ class Finding:
   seeds: tuple[int, ...] = ()
   p: float = math.nan
   holm: float = math.nan
+  same: bool = False
 
 
 def findings(arms: Arms, name: str, k: int = 8) -> list[Finding]:
@@ -348,6 +354,7 @@ def _finding(arms: Arms, claim: Claim, name: str, k: int) -> Finding:
     difference,
     tuple(seeds),
     difference.p_above(border),
+    same=bool(np.abs(a_SP - b_SP).max() <= _ROUNDING),
   )
 
 
@@ -355,9 +362,8 @@ def verdict(kind: str, margin: float, low: float, high: float) -> str:
   """What an interval says of a claim; the table of the module docstring."""
   if math.isnan(low) or math.isnan(high):
     return UNDEFINED
-  # Equal by construction: rounding is no sign.
   if kind == claims_list.BETTER:
-    supported, refuted = low > _ROUNDING, high < margin
+    supported, refuted = low > 0, high < margin
   else:
     supported, refuted = low > -margin, high < -margin
   if supported:

@@ -78,7 +78,8 @@ def page(
     '# Claims of the paper, tested',
     'The claims of the paper and its released code, and questions that they '
     'leave open, at a size that a CPU can run. All arms of a seed start from '
-    'one warmed checkpoint and are judged on the same held-out samples.',
+    'one warmed checkpoint and judge the same held-out samples (`later` and '
+    '`transfer`: those of a later policy).',
     f'Made by `{command}`; every number is computed anew from the samples that '
     'the workdir keeps.',
     '\n'.join(f'- {fact}' for fact in facts),
@@ -144,8 +145,9 @@ def _set_section(one: SetReport) -> str:
     '### Arms',
     table(*arm_table(one), words=2),
     'KL: how far the backbone of the policy moved on its own held-out '
-    'responses, nats a token; LM: its language-model loss on them before and '
-    'after. A separate reward model leaves the policy as it is.',
+    'responses, nats a token (an estimate: noise may take it below 0); LM: its '
+    'language-model loss on them before and after. A separate reward model '
+    'leaves the policy as it is.',
     '### What judging costs',
     table(*cost_table(one)),
     'FLOPs are counted, a problem with all its samples. Measured times of '
@@ -229,7 +231,7 @@ def verdict_table(findings: Sequence[Finding]) -> tables.Table:
         points(f.difference),
         str(len(f.seeds)),
         verdict_words(f),
-        tables.p_value(f.holm),
+        p_value(f.holm),
       ]
     )
   return header, rows
@@ -239,12 +241,17 @@ def _sign(found: Finding) -> str:
   return '>' if found.claim.kind == claims_list.BETTER else '≥'
 
 
+def p_value(p: float) -> str:
+  """As `evaluation.tables`, down to what such tails can be trusted for."""
+  return '< 1e-6' if p < 1e-6 else tables.p_value(p)
+
+
 def verdict_words(found: Finding) -> str:
   """`supported`, `supported †`, `not supported (the reverse holds)`."""
   text = f'**{found.verdict}**'
   if found.verdict == claims.SUPPORTED and found.holm > 0.025:
     text += ' †'
-  if found.difference.mean == found.difference.half() == 0.0:
+  if found.same:
     text += ' (no problem differs)'
   elif (
     found.verdict == claims.NOT_SUPPORTED

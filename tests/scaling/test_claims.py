@@ -139,8 +139,19 @@ def test_p_value_says_what_the_interval_says(seeds):
   assert found.p_above(found.low) == pytest.approx(0.025, abs=1e-9)
   assert found.p_above(found.high) == pytest.approx(0.975, abs=1e-9)
   assert found.p_above(found.mean - 1e-12) == pytest.approx(0.5, abs=1e-6)
-  same = claims.estimate(np.zeros((seeds, 5)))
-  assert (same.p_above(0.0), same.p_above(-0.02)) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize('seeds', [1, 3])
+def test_equal_results_do_not_prove_equality(seeds):
+  few, many = (claims.estimate(np.zeros((seeds, P))) for P in (16, 512))
+  # As evaluation.compare does: a share that none of 16 problems shows.
+  most = intervals.interval(np.zeros(16)).high
+  assert (few.mean, few.low, few.high) == pytest.approx((0, -most, most))
+  assert most > 0.15
+  assert few.p_above(0.0) == pytest.approx(0.5)
+  assert claims.verdict('no worse', 0.02, few.low, few.high) == UNCLEAR
+  assert claims.verdict('no worse', 0.02, many.low, many.high) == SUPPORTED
+  assert claims.verdict('better', 0.01, many.low, many.high) == NOT
 
 
 @pytest.mark.parametrize('bad', [np.zeros((1, 1)), np.zeros(4)])
@@ -211,6 +222,8 @@ def test_findings_of_known_arms():
   assert found['layer-1'].difference.high < 0
   assert found['position'].verdict == ''
   assert found['position'].difference is None
+  assert found['product'].same  # all traces have as many steps
+  assert not found['last-step'].same
   one = found['outcome']
   assert one.difference.mean == pytest.approx(one.mean_a - one.mean_b)
   assert one.mean_a == pytest.approx(

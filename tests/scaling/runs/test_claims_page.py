@@ -95,7 +95,7 @@ def test_page_of_a_set_that_is_half_done(workdir):
   assert '| **supported**' in line
   # Every trace has as many steps, so the product has the mean's order.
   line = next(x for x in text.splitlines() if 'beats the product |' in x)
-  assert '| **not supported** (no problem differs) |' in line
+  assert '| **unclear** (no problem differs) |' in line
   assert 'This set has not been run. The command: `run smollm2`.' in text
   # SPEC 8: 99.69 % saved at 1.5B.
   assert '| 1.5B |' in text
