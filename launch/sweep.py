@@ -7,7 +7,9 @@ goes on after a crash or an interruption. More workers share the points, on this
 machine (--workers=2) or on others: start the command wherever the folder can be
 seen, or let it be started (--executor=slurm, --executor=gke). A point that is
 done stays done. The table (table.csv, table.parquet) and the page are written
-at the end; --finish writes them for what is done so far.
+at the end; --finish writes them for what is done so far. A point whose input is
+bad, or that fails three times, is named at the end (exit status 2); the others
+are done.
 
   python -m launch.sweep --table=results.csv
 
@@ -94,6 +96,8 @@ def main() -> None:
   if _FINISH.value:
     _finish(config, workdir)
     return
+  if _WORKER.value is None and _EXECUTOR.value != 'local':
+    _executor().options()  # refused before anything is written
   plan_lib.keep(plan, workdir)
   if _WORKER.value is not None:
     _work(plan, workdir, f'[worker {_WORKER.value}] ')
@@ -215,9 +219,12 @@ def _worker_command(workdir: epath.Path) -> list[str]:
   ]
 
 
+def _executor():
+  return sweep_slurm if _EXECUTOR.value == 'slurm' else sweep_gke
+
+
 def _submit(config: dict, workdir: epath.Path) -> None:
-  where = sweep_slurm if _EXECUTOR.value == 'slurm' else sweep_gke
-  where.submit(
+  _executor().submit(
     _worker_command(workdir),
     name=config['name'],
     workdir=os.fspath(workdir),

@@ -146,6 +146,7 @@ def test_a_worker_that_dies_is_replaced_by_the_others(sweep, tmp_path):
     ),
     ([f'--config={CONFIG}', '--workers=0'], '--workers'),
     ([f'--config={CONFIG}', '--executor=moon'], '--executor'),
+    ([f'--config={CONFIG}', '--executor=gke', '--gke=moon'], '--gke=moon'),
     ([f'--config={CONFIG}', '--config.kind=low'], "kind of a sweep: 'low' is"),
     (['--config=configs/none.py'], 'No such file'),
   ],

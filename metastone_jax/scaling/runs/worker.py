@@ -88,7 +88,7 @@ class Worker:
         waited = False
         continue
       if not waited:
-        self._say(f'waiting: other workers have {len(ready)} of the points')
+        self._say(f'waiting for other workers: {len(left)} points are left')
         waited = True
       # Not in step with the others.
       time.sleep(self.pause * (1 + random.random()))
