@@ -24,6 +24,8 @@ _SEEDS = {'tiny': 3, 'smollm2': 1}
 
 def _head(arm: str, loss: str, scale: float, **more) -> dict:
   """An arm with a score head on the policy's own backbone."""
+  if not scale:
+    more = {'epochs': 16, **more}  # a head alone costs seconds
   return dict(arm=arm, judge='head', loss=loss, gradient_scale=scale, **more)
 
 
@@ -89,17 +91,17 @@ _LATER = dict(
 _MATERIAL = {
   'tiny': dict(
     task='signs',
-    train_problems=512,  # whose samples heads are fitted on
+    train_problems=1024,  # whose samples heads are fitted on
     train_samples=8,  # of each
-    problems=256,  # held out, the same for every seed
+    problems=512,  # held out, the same for every seed
     samples=16,  # of each: at k = 8 every sample is in half of all subsets
   ),
   'smollm2': dict(
     task='chain_sum',
-    train_problems=96,
+    train_problems=128,
     train_samples=8,
-    problems=96,
-    samples=16,
+    problems=384,
+    samples=8,
   ),
 }
 _FIT = {
@@ -235,6 +237,5 @@ def _arm_point(
     seed=material['seed'],
     material=material['name'],
     head_of=head_of,
-    **arm,
-    **(_FIT[name] | (_SMOKE_FIT if smoke else {})),
+    **{**_FIT[name], **arm, **(_SMOKE_FIT if smoke else {})},
   )
