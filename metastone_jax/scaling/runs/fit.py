@@ -131,8 +131,10 @@ class FitOptions:
     rise = min(1.0, (update + 1) / max(1.0, _RISE * updates))
     fall = 0.5 * (1 + math.cos(math.pi * update / updates))
     factor = rise * (_LAST + (1 - _LAST) * fall)
+    # At 0 weight decay leaves a frozen backbone alone, too.
+    backbone = self.backbone_learning_rate if self.moves_backbone else 0.0
     return {
-      'backbone': np.float32(self.backbone_learning_rate * factor),
+      'backbone': np.float32(backbone * factor),
       'head': np.float32(self.head_learning_rate * factor),
     }
 
@@ -244,8 +246,21 @@ def fit(
     width=options.width,
   )
   opt_config, sharder = setup.recipe.optimiser, setup.sharder
+  piece = math.gcd(options.rows_per_update, rows_per_pass)
   programs = {
-    loss: _update_program(options, loss, config, setup, rows_per_pass)
+    loss: _update_program(
+      config,
+      opt_config,
+      step_lib.UpdateConfig(
+        policy_coefficient=0.0,
+        score_coefficient=1.0,
+        score_loss=loss,
+        score_gradient_scale=options.gradient_scale,
+        lm_coefficient=options.lm_coefficient,
+        num_micro_batches=options.rows_per_update // piece,
+      ),
+      sharder,
+    )
     for loss in {options.loss_at(u, updates) for u in (0, updates - 1)}
   }
   folder = epath.Path(folder)
@@ -335,20 +350,17 @@ def fit_features(
     'opt': optimiser.init(opt_config, params),
     'step': jnp.zeros((), jnp.int32),
   }
-  program = jax.jit(
-    functools.partial(_update_head, config=config, opt_config=opt_config),
-    static_argnames='loss',
-    donate_argnums=0,
-  )
   started, losses = time.monotonic(), []
   for u in range(updates):
     index = options.batch(u, B, seed)
-    state, loss = program(
+    state, loss = _update_head(
       state,
       {name: x[index] for name, x in rows.items()},
       options.rates(u, updates),
       np.uint32(seed),
       loss=options.loss_at(u, updates),
+      config=config,
+      opt_config=opt_config,
     )
     losses.append(loss)
     pause(u + 1, updates)
@@ -363,18 +375,9 @@ def uses_kept_features(options: FitOptions, config: ModelConfig) -> bool:
   return not options.moves_backbone and default and options.position != 'at'
 
 
-def _update_program(options, loss, config, setup, rows_per_pass):
-  """The jitted update of training, for a frozen set of terms."""
-  sharder, opt_config = setup.sharder, setup.recipe.optimiser
-  piece = math.gcd(options.rows_per_update, rows_per_pass)
-  update_config = step_lib.UpdateConfig(
-    policy_coefficient=0.0,
-    score_coefficient=1.0,
-    score_loss=loss,
-    score_gradient_scale=options.gradient_scale,
-    lm_coefficient=options.lm_coefficient,
-    num_micro_batches=options.rows_per_update // piece,
-  )
+@functools.lru_cache(maxsize=4)
+def _update_program(config, opt_config, update_config, sharder):
+  """The jitted update of training; arms of one kind share it."""
   shardings = None
   if sharder.mesh is not None:
     state = state_lib.abstract_state(config, opt_config, sharder)
@@ -392,6 +395,11 @@ def _update_program(options, loss, config, setup, rows_per_pass):
   )
 
 
+@functools.partial(
+  jax.jit,
+  static_argnames=('loss', 'config', 'opt_config'),
+  donate_argnames='state',
+)
 def _update_head(state, rows, rates, seed, *, loss, config, opt_config):
   """`training.step.update` of a head whose features are given."""
   target_B, mask_BS = rows['correct_B'], rows['mark_BS']

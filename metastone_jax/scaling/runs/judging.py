@@ -30,6 +30,7 @@ def certainty(log_p_TV: jax.Array) -> jax.Array:
   return -jnp.mean(log_p_TV, axis=-1) - jnp.log(log_p_TV.shape[-1])
 
 
+@functools.lru_cache(maxsize=4)
 def read_program(config: ModelConfig, sharder: Sharder):
   """The jitted (params, rows) -> feature_BTD, log_prob_BT, certainty_BT."""
 
@@ -87,15 +88,7 @@ def score_rows(
   """
   rows = drawn.rows(position)
   rows['step_mask_BT'] = rows['step_mask_BT'] | drawn.end_BT
-  program = jax.jit(
-    functools.partial(
-      step_lib.log_prob_pass,
-      model_config=config,
-      num_micro_batches=1,
-      sharder=sharder,
-      with_log_prob=with_log_prob,
-    )
-  )
+  program = _score_program(config, sharder, with_log_prob)
   parts = []
   for piece, size in pieces(rows, rows_per_pass):
     out = jax.device_get(program(params, sharder.put_batch(piece)))
@@ -105,6 +98,19 @@ def score_rows(
   return {
     name: np.concatenate([part[name] for part in parts]) for name in parts[0]
   }
+
+
+@functools.lru_cache(maxsize=4)
+def _score_program(config, sharder, with_log_prob):
+  return jax.jit(
+    functools.partial(
+      step_lib.log_prob_pass,
+      model_config=config,
+      num_micro_batches=1,
+      sharder=sharder,
+      with_log_prob=with_log_prob,
+    )
+  )
 
 
 def pieces(rows: Rows, size: int):

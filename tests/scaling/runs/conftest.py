@@ -19,7 +19,7 @@ BASE = {
   'changes': {
     'seed': 5,
     'phase_order': ('warmup',),
-    'phases.warmup.steps': 40,
+    'phases.warmup.steps': 150,
     'model.num_layers': 3,
     'evaluation.problems': 2,
     'evaluation.stage_samples': 2,
