@@ -47,7 +47,10 @@ def is_remote(path: epath.PathLike) -> bool:
 
 def children(folder: epath.Path) -> list[epath.Path]:
   """What is in a folder; a bucket has no empty ones, so nothing may be."""
-  return list(folder.iterdir()) if folder.exists() else []
+  try:
+    return list(folder.iterdir()) if folder.exists() else []
+  except FileNotFoundError:  # its last object went between the two looks
+    return []
 
 
 @contextlib.contextmanager

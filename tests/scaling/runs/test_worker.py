@@ -204,6 +204,38 @@ def test_a_late_worker_does_not_finish(tmp_path, kinds, capsys):
   assert 'a: another worker has it now' in capsys.readouterr().out
 
 
+def test_a_point_done_since_it_was_looked_at_is_not_begun(
+  tmp_path, kinds, monkeypatch
+):
+  worker = _sweep(tmp_path, _point('a'))
+  claim = leases_lib.Leases.claim
+
+  def slow(leases, folder):
+    table.finish_point(folder, [{'who': 'other'}], {})
+    return claim(leases, folder)
+
+  monkeypatch.setattr(leases_lib.Leases, 'claim', slow)
+  begun = []
+  kinds['one'] = lambda point, job: begun.append(0) or []
+  assert worker.run() == {} and not begun
+  assert not _claims(worker, 'a')
+
+
+def test_rows_of_a_point_that_was_lost_do_not_count(tmp_path, kinds):
+  """Though nobody has finished it yet: somebody may be about to."""
+  worker = _sweep(tmp_path, _point('a'))
+
+  def late(point, job):
+    _give_up(worker, 'a')
+    kinds['one'] = lambda point, job: [{'try': 2}]
+    return [{'try': 1}]
+
+  kinds['one'] = late
+  assert worker.run() == {}
+  rows = json.loads((_folder(worker, 'a') / 'rows.json').read_text())
+  assert rows == [{'try': 2}]
+
+
 def test_a_late_worker_stops_at_its_next_piece(tmp_path, kinds):
   worker = _sweep(tmp_path, _point('a'), patience=0.2)
   noticed = threading.Event()
@@ -212,8 +244,10 @@ def test_a_late_worker_stops_at_its_next_piece(tmp_path, kinds):
     _give_up(worker, 'a')
     kinds['one'] = lambda point, job: [{'who': 'second'}]
     try:
-      while not noticed.wait(0.01):
+      for _ in range(2000):
         job.check_stop()
+        noticed.wait(0.01)
+      return [{'who': 'late'}]
     except worker_lib.LeaseLost:
       noticed.set()
       raise
