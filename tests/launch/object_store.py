@@ -32,6 +32,7 @@ class _Object(io.BytesIO):
 
   def close(self):
     if not self.closed:
+      self._root.mkdir(parents=True, exist_ok=True)
       whole = self._root / f'.{uuid.uuid4().hex}'
       whole.write_bytes(self.getvalue())
       self._path.parent.mkdir(parents=True, exist_ok=True)
