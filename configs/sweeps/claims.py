@@ -11,7 +11,8 @@ more). What an arm is: metastone_jax/scaling/claims_list.py.
 
 Arguments, separated by commas: `smollm2` (that set instead of the tiny one),
 `seeds=N` (3 tiny, 1 SmolLM2; more may be added later to the same folder),
-`smoke` (a folder of its own, under ten minutes: to see all of it work).
+`large` (six times the samples of smollm2, for an accelerator), `smoke` (a folder
+of its own, under ten minutes: to see all of it work).
 """
 
 import ml_collections
@@ -24,8 +25,6 @@ _SEEDS = {'tiny': 3, 'smollm2': 1}
 
 def _head(arm: str, loss: str, scale: float, **more) -> dict:
   """An arm with a score head on the policy's own backbone."""
-  if not scale:
-    more = {'epochs': 16, **more}  # a head alone costs seconds
   return dict(arm=arm, judge='head', loss=loss, gradient_scale=scale, **more)
 
 
@@ -91,7 +90,7 @@ _LATER = dict(
 _MATERIAL = {
   'tiny': dict(
     task='signs',
-    train_problems=1024,  # whose samples heads are fitted on
+    train_problems=512,  # whose samples heads are fitted on
     train_samples=8,  # of each
     problems=512,  # held out, the same for every seed
     samples=16,  # of each: at k = 8 every sample is in half of all subsets
@@ -104,9 +103,12 @@ _MATERIAL = {
     samples=8,
   ),
 }
+_LARGE_MATERIAL = dict(train_problems=768, problems=512)
 _FIT = {
   'tiny': dict(
-    epochs=2,  # over the samples
+    # Over the samples. Four times as many updates take `full` to the oracle,
+    # where no two arms can be told apart.
+    epochs=1,
     rows_per_update=64,
     head_learning_rate=1e-3,
     backbone_learning_rate=1e-3,
@@ -120,10 +122,16 @@ _FIT = {
     lm_coefficient=1.0,
   ),
 }
+_LARGE_FIT = dict(epochs=3, rows_per_update=32, backbone_learning_rate=3e-5)
 _SMOKE_MATERIAL = dict(
   train_problems=8, train_samples=4, problems=16, samples=8
 )
 _SMOKE_FIT = dict(epochs=1, rows_per_update=16)
+_SIZES = {
+  '': ({}, {}),
+  'large': (_LARGE_MATERIAL, _LARGE_FIT),
+  'smoke': (_SMOKE_MATERIAL, _SMOKE_FIT),
+}
 _SMOKE_BASE = {
   'tiny': {
     'data.tasks': {'signs': 1.0},
@@ -139,54 +147,59 @@ _SMOKE_BASE = {
 
 def get_config(arg: str = ''):
   """The sweep; see the module docstring for its arguments."""
-  name, seeds, smoke = 'tiny', None, False
+  name, seeds, size = 'tiny', None, ''
   for part in filter(None, arg.split(',')):
     key, _, value = part.partition('=')
     if part == 'smollm2':
       name = part
-    elif part == 'smoke':
-      smoke = True
+    elif part in ('smoke', 'large'):
+      size = part
     elif key == 'seeds' and value.isdigit() and int(value):
       seeds = int(value)
     else:
       raise ValueError(
-        f'argument {part!r} of sweep claims is unknown; use smollm2, seeds=N '
-        'or smoke, separated by commas'
+        f'argument {part!r} of sweep claims is unknown; use smollm2, seeds=N, '
+        'large or smoke, separated by commas'
       )
+  if size == 'large' and name == 'tiny':
+    raise ValueError('large is a size of smollm2: use smollm2,large')
   c = ml_collections.ConfigDict()
-  c.name = 'claims_smoke' if smoke else 'claims'
+  c.name = 'claims_smoke' if size == 'smoke' else 'claims'
   c.kind = 'claims'  # the page that is written at the end
   c.page = 'docs/claims.md'
-  if smoke:
+  if size == 'smoke':
     c.page = 'runs/sweeps/claims_smoke/claims.md'
   c.options = dict(
     k=8,  # samples an answer
-    commands=dict(tiny=_COMMAND, smollm2=f'{_COMMAND}:smollm2'),
+    commands=dict(
+      tiny=_COMMAND,
+      smollm2=f'{_COMMAND}:smollm2{",large" if size == "large" else ""}',
+    ),
   )
-  seeds = seeds or (1 if smoke else _SEEDS[name])
+  seeds = seeds or (1 if size == 'smoke' else _SEEDS[name])
   c.points = tuple(
-    point for seed in range(seeds) for point in _points(name, seed, smoke)
+    point for seed in range(seeds) for point in _points(name, seed, size)
   )
   return c
 
 
-def _points(name: str, seed: int, smoke: bool) -> grid.Grid:
+def _points(name: str, seed: int, size: str) -> grid.Grid:
   """All points of a set and seed."""
-  base = _base_point(name, 'base', seed, smoke, **_BASE[name])
-  material = _material_point(name, 'material', base, smoke)
-  arms = [_arm_point(name, material, smoke, **arm) for arm in _ARMS[name]]
+  base = _base_point(name, 'base', seed, size, **_BASE[name])
+  material = _material_point(name, 'material', base, size)
+  arms = [_arm_point(name, material, size, **arm) for arm in _ARMS[name]]
   if name == 'smollm2':
     return grid.chain([base, material], arms)
   first = next(arm['name'] for arm in arms if arm['arm'] == 'full')
-  later = _base_point(name, 'later-base', seed, smoke, start=first, **_LATER)
-  later_material = _material_point(name, 'later-material', later, smoke)
+  later = _base_point(name, 'later-base', seed, size, start=first, **_LATER)
+  later_material = _material_point(name, 'later-material', later, size)
   moved = [
     # Both on the features that the later policy has.
-    _arm_point(name, later_material, smoke, **_head('later', 'bce', 0.0)),
+    _arm_point(name, later_material, size, **_head('later', 'bce', 0.0)),
     _arm_point(
       name,
       later_material,
-      smoke,
+      size,
       **_head('transfer', 'bce', 0.0),
       head_of=first,
     ),
@@ -195,10 +208,10 @@ def _points(name: str, seed: int, smoke: bool) -> grid.Grid:
 
 
 def _base_point(
-  name: str, what: str, seed: int, smoke: bool, *, recipe, changes, start=''
+  name: str, what: str, seed: int, size: str, *, recipe, changes, start=''
 ) -> dict:
   changes = {**changes, 'seed': seed}
-  if smoke:
+  if size == 'smoke':
     changes |= _SMOKE_BASE[name]
   return dict(
     name=f'{name}-{what}-s{seed}',
@@ -212,8 +225,8 @@ def _base_point(
   )
 
 
-def _material_point(name: str, what: str, base: dict, smoke: bool) -> dict:
-  sizes = _MATERIAL[name] | (_SMOKE_MATERIAL if smoke else {})
+def _material_point(name: str, what: str, base: dict, size: str) -> dict:
+  sizes = _MATERIAL[name] | _SIZES[size][0]
   return dict(
     name=f'{name}-{what}-s{base["seed"]}',
     kind='material',
@@ -226,9 +239,12 @@ def _material_point(name: str, what: str, base: dict, smoke: bool) -> dict:
 
 
 def _arm_point(
-  name: str, material: dict, smoke: bool, *, head_of: str = '', **arm
+  name: str, material: dict, size: str, *, head_of: str = '', **arm
 ) -> dict:
   needs = (material['name'], head_of) if head_of else (material['name'],)
+  fit = _FIT[name] | _SIZES[size][1]
+  if arm.get('gradient_scale') == 0:
+    fit['epochs'] *= 8  # a head alone costs seconds
   return dict(
     name=f'{name}-{arm["arm"]}-s{material["seed"]}',
     kind='arm',
@@ -237,5 +253,6 @@ def _arm_point(
     seed=material['seed'],
     material=material['name'],
     head_of=head_of,
-    **{**_FIT[name], **arm, **(_SMOKE_FIT if smoke else {})},
+    **arm,
+    **fit,
   )

@@ -1,7 +1,7 @@
 """How often the intervals of fitted laws hold the truth, by simulation.
 
   python -m tests.evidence.law_coverage              # 4,000 runs a line
-  python -m tests.evidence.law_coverage --runs=400   # a minute or two
+  python -m tests.evidence.law_coverage --sweeps=400   # a minute or two
 
 A run draws accuracies (per cent) from a law with known parameters and normal
 noise at computes 2 x apart (13 of them) or 4 x (7), fits the law and asks for
@@ -20,9 +20,9 @@ from absl import app, flags
 
 from metastone_jax.scaling import fits, laws
 
-_RUNS = flags.DEFINE_integer('runs', 4000, 'Simulated sweeps a line.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the noise.')
-_WORKERS = flags.DEFINE_integer('workers', 2, 'Processes.')
+_RUNS = flags.DEFINE_integer('sweeps', 4000, 'Simulated sweeps a line.')
+_SEED = flags.DEFINE_integer('noise_seed', 0, 'Of the noise.')
+_WORKERS = flags.DEFINE_integer('processes', 2, 'That share them.')
 
 # Lines: number of computes and noise (points of accuracy) for each law.
 SPANNED = 4096  # largest compute over lowest
