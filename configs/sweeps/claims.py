@@ -11,8 +11,8 @@ more). What an arm is: metastone_jax/scaling/claims_list.py.
 
 Arguments, separated by commas: `smollm2` (that set instead of the tiny one),
 `seeds=N` (3 tiny, 1 SmolLM2; more may be added later to the same folder),
-`large` (six times the samples of smollm2, for an accelerator), `smoke` (a folder
-of its own, under ten minutes: to see all of it work).
+`large` (six times the samples of smollm2, for an accelerator), `smoke` (a
+folder of its own, under ten minutes: to see all of it work).
 """
 
 import ml_collections
