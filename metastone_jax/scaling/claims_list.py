@@ -197,6 +197,14 @@ CLAIMS: tuple[Claim, ...] = (
     Side('prm'),
   ),
   _no_worse(
+    'prm-full',
+    'Nor does the head with its whole gradient into the shared backbone',
+    'not in the paper',
+    Side('full'),
+    Side('prm'),
+    sets=(SMOLLM2,),
+  ),
+  _no_worse(
     'prm-auc',
     'Nor does it tell right from wrong less well than that',
     _OPEN,
