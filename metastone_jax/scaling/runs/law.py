@@ -45,10 +45,10 @@ _SLOTS = 512  # responses that are drawn at a time, where a point names none
 
 
 def train(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
-  """Trains the point's recipe; one row: size, seed, steps, seconds.
+  """Trains the point's recipe; one row: size, seed, steps.
 
-  `train_seconds` is what the run says of its phases and the evaluations between
-  them, over all interruptions.
+  `train.json` keeps the seconds of its phases and of the evaluations between
+  them, over all interruptions, apart from the row: they differ from try to try.
 
   Args:
     point: see the module docstring; `width` and `seed` are set in the recipe
@@ -66,6 +66,10 @@ def train(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
   config = loop.Setup.build(recipe, run, phases=False).model_config
   with CheckpointManager(run / 'checkpoints', read_only=True) as manager:
     extra, _ = manager.read_extra(None)
+  files.write_json_atomic(
+    job.folder / 'train.json',
+    {'seconds': round(sum(extra['seconds'].values()), 3)},
+  )
   return [
     {
       'width': config.width,
@@ -73,7 +77,6 @@ def train(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
       'head_parameters': config.num_score_parameters,
       'seed': recipe.seed,
       'steps': sum(phase.steps for phase in recipe.phases),
-      'train_seconds': round(sum(extra['seconds'].values()), 3),
     }
   ]
 

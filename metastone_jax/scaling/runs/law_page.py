@@ -8,6 +8,7 @@ thinking tokens (or the largest), over all k of each size, and over all sizes.
 """
 
 import dataclasses
+import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -160,7 +161,9 @@ def _made(config, workdir, rows, drawn, missing, command: str) -> str:
   times = table.times_of(planned, workdir)
   seconds = {row['point']: row['seconds'] for row in times}
   trained = {
-    row['point']: row['train_seconds'] for row in rows if 'train_seconds' in row
+    name: json.loads(path.read_text())['seconds']
+    for name in planned.points
+    if (path := plan.point_folder(workdir, name) / 'train.json').exists()
   }
   # A run that was there before says itself how long it took.
   took = {

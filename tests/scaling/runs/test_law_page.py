@@ -34,7 +34,6 @@ def train_rows():
       'point': f'train-w{width}-s{seed}',
       'kind': 'train',
       'width': width,
-      'train_seconds': 60.0,
     }
     for seed in made_law.SEEDS
     for width in made_law.WIDTHS
@@ -46,6 +45,10 @@ def page(tmp_path_factory):
   """(text, paths) of the page of a whole sweep."""
   root = epath.Path(tmp_path_factory.mktemp('page'))
   rows = train_rows() + made_law.write(root)
+  for row in train_rows():
+    folder = plan.point_folder(root, row['point'])
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json_atomic(folder / 'train.json', {'seconds': 60.0})
   for name, seconds in (('train-w48-s0', 5.0), ('sample-w48-s0-b0', 90.0)):
     folder = plan.point_folder(root, name)
     folder.mkdir(parents=True, exist_ok=True)
