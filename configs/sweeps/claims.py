@@ -4,15 +4,16 @@ r"""The paper's claims, and what it never ran, on models that a CPU can train.
   python -m launch.sweep --config=configs/sweeps/claims.py:smollm2
 
 The first trains one policy a seed (`configs/tiny.py`, warmed up on
-demonstrations), draws samples, and fits and judges 18 arms on them; the second
-does 8 arms on SmolLM2-135M-Instruct. Both share runs/sweeps/claims and write
+demonstrations), draws samples, and fits and judges 19 arms on them; the second
+does 9 arms on SmolLM2-135M-Instruct. Both share runs/sweeps/claims and write
 docs/claims.md, which shows whatever of both is done (--finish: without doing
 more). What an arm is: metastone_jax/scaling/claims_list.py.
 
 Arguments, separated by commas: `smollm2` (that set instead of the tiny one),
 `seeds=N` (3 tiny, 1 SmolLM2; more may be added later to the same folder),
-`large` (six times the samples of smollm2, for an accelerator), `smoke` (a
-folder of its own, under ten minutes: to see all of it work).
+`large` (six times the samples of smollm2, for an accelerator; other values of
+the same points, so it wants a --workdir without them), `smoke` (a folder of its
+own, under ten minutes: to see all of it work).
 """
 
 import ml_collections
@@ -32,6 +33,8 @@ _SHARED = (
   _head('scale-1e-4', 'bce', 1e-4),
   _head('frozen', 'bce', 0.0),
   _head('frozen-spr', 'spr', 0.0),
+  # What moves the backbone of scale-1e-4 but for its score gradient.
+  _head('lm-only', 'bce', 0.0, lm_alone=True),
   # The same copy of the backbone, fitted whole, beside the policy.
   dict(arm='prm', judge='prm', loss='bce', gradient_scale=1.0),
   dict(arm='self-certainty', judge='self-certainty'),
@@ -243,7 +246,7 @@ def _arm_point(
 ) -> dict:
   needs = (material['name'], head_of) if head_of else (material['name'],)
   fit = _FIT[name] | _SIZES[size][1]
-  if arm.get('gradient_scale') == 0:
+  if arm.get('gradient_scale') == 0 and not arm.get('lm_alone'):
     fit['epochs'] *= 8  # a head alone costs seconds
   return dict(
     name=f'{name}-{arm["arm"]}-s{material["seed"]}',

@@ -56,6 +56,11 @@ class SetReport:
     found = [value for value in found if value is not None]
     return sum(found) / len(found) if found else None
 
+  def options(self, arm: str) -> dict[str, Any]:
+    """How it was fitted, of its first seed."""
+    seed = min(claims.seeds_of(self.arms, arm))
+    return self.arms[arm, seed].about.options
+
 
 def page(
   sets: Sequence[SetReport],
@@ -147,7 +152,11 @@ def _set_section(one: SetReport) -> str:
     'KL: how far the backbone of the policy moved on its own held-out '
     'responses, nats a token (an estimate: noise may take it below 0); LM: its '
     'language-model loss on them before and after. A separate reward model '
-    'leaves the policy as it is.',
+    'leaves the policy as it is. An arm whose backbone moved judges samples '
+    'that the policy drew before it did: the further that is, the less they '
+    'are those that it would draw and judge in use. Score loss: at the end of '
+    'the fit, on training samples; losses of different kinds do not compare. '
+    'All arms have the same learning rates, chosen for none of them.',
     '### What judging costs',
     table(*cost_table(one)),
     'FLOPs are counted, a problem with all its samples. Measured times of '
@@ -272,10 +281,13 @@ def arm_table(one: SetReport) -> tables.Table:
     'AUC within',
     'KL',
     'LM before, after',
+    'updates',
+    'score loss',
     'training, s',
   ]
   rows = []
   for arm in one.arm_names():
+    options = one.options(arm)
     best = claims.measure(one.arms, Side(arm), one.k)
     auc = claims.measure(one.arms, Side(arm), one.k, claims_list.AUC)
     losses = [one.about(arm, f'lm_loss_{when}') for when in ('before', 'after')]
@@ -288,6 +300,8 @@ def arm_table(one: SetReport) -> tables.Table:
         interval(auc, 3),
         _number(one.about(arm, 'kl_policy'), '.2g'),
         '' if None in losses else ', '.join(f'{x:.3f}' for x in losses),
+        str(options.get('updates') or ''),
+        _number(options.get('score_loss'), '.3f'),
         _number(one.about(arm, 'train_seconds'), ',.0f'),
       ]
     )

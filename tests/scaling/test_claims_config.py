@@ -68,7 +68,8 @@ def test_what_points_ask_for_can_be_done(argument):
       options = fit.FitOptions.of(one)
       rows = material['train_problems'] * material['train_samples']
       assert options.updates(rows) >= 1
-      assert options.moves_backbone == (one['gradient_scale'] > 0)
+      moves = one['gradient_scale'] > 0 or one.get('lm_alone', False)
+      assert options.moves_backbone == moves
 
 
 @pytest.mark.parametrize('bad', ['seeds=0', 'seeds=x', 'tiny', 'smoke=1'])

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 
 from kernels import scoring_head
@@ -35,7 +36,7 @@ from metastone_jax.scaling.runs.judging import head_weights
 from metastone_jax.training import optimiser
 from metastone_jax.training import state as state_lib
 from metastone_jax.training import step as step_lib
-from metastone_jax.training.loop import Setup
+from metastone_jax.training.loop import Interrupted, Setup
 
 _RISE = 0.05  # share of the updates in which learning rates rise
 _LAST = 0.1  # of the highest learning rate, after the last update
@@ -97,7 +98,8 @@ class FitOptions:
     options = cls(**found)
     if point['judge'] == 'prm':  # another model: no policy to keep
       return dataclasses.replace(options, lm_coefficient=0.0)
-    if not options.gradient_scale:  # frozen: nor does the policy move
+    # Frozen: nor does the policy move, but where that alone is asked for.
+    if not options.gradient_scale and not point.get('lm_alone'):
       return dataclasses.replace(options, lm_coefficient=0.0)
     return options
 
@@ -268,10 +270,16 @@ def fit(
   if folder.exists():
     manager = CheckpointManager(folder, max_to_keep=1)
     if manager.latest_step() is not None:
-      del params  # of no use beside what was saved
       abstract = state_lib.abstract_state(config, opt_config, sharder)
-      tree, extra, _ = manager.restore(None, {'train': abstract})
-      state, before, losses = tree['train'], extra['seconds'], extra['losses']
+      try:
+        tree, extra, _ = manager.restore(None, {'train': abstract})
+      except UserError as error:  # cut off or damaged: it only saves time
+        logging.warning('the fit begins anew: %s', error)
+        manager.close()
+        manager = None
+        folder.rmtree()
+      else:
+        state, before, losses = tree['train'], extra['seconds'], extra['losses']
   if state is None:
     state = state_lib.init_state(config, opt_config, seed, sharder, params)
   first = int(state['step'])
@@ -305,7 +313,8 @@ def fit(
         save()
       try:
         pause(u + 1, updates)
-      except Exception:
+      except Interrupted:
+        # Of other reasons one is that another worker has this point now.
         if time.monotonic() - saved > save_seconds / 8:
           save()
         raise

@@ -210,6 +210,7 @@ def test_rates_rise_and_fall_and_spr_begins_with_bce():
 def test_options_of_a_point_and_refusals(policy):
   point = dict(judge='head', loss='bce', gradient_scale=0.0, lm_coefficient=1.0)
   assert not FitOptions.of(point).moves_backbone
+  assert FitOptions.of(point | {'lm_alone': True}).moves_backbone
   assert FitOptions.of(point | {'gradient_scale': 1e-4}).lm_coefficient == 1.0
   prm = FitOptions.of(point | {'judge': 'prm', 'gradient_scale': 1.0})
   assert prm.lm_coefficient == 0.0 and prm.moves_backbone
