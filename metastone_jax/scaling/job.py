@@ -7,11 +7,12 @@ there again: it goes on from it or writes it anew.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
 
+from metastone_jax.errors import UserError
 from metastone_jax.scaling import plan
 
 
@@ -42,3 +43,18 @@ class Job:
   def folder_of(self, name: str) -> epath.Path:
     """Of a point that this one needs."""
     return plan.point_folder(self.workdir, name)
+
+
+def needs_keys(point: Mapping[str, Any], *keys: str) -> None:
+  """What a runner calls first: the point has all that it will read.
+
+  Raises:
+    UserError: it has not.
+  """
+  missing = [key for key in keys if key not in point]
+  if missing:
+    raise UserError(
+      f'point {point["name"]} of the sweep has no {", ".join(missing)}, which '
+      f'its kind {point["kind"]!r} needs; its config must give '
+      f'{", ".join(keys)}'
+    )

@@ -152,7 +152,8 @@ def _csv(path: epath.Path, text: str) -> list[Mapping[str, Any]]:
 
 def _json_lines(path: epath.Path, text: str) -> list[Mapping[str, Any]]:
   rows = []
-  for line in text.splitlines():
+  # Other ends of lines (U+2028 ...) may stand inside a JSON string.
+  for line in text.split('\n'):
     if not line.strip():
       continue
     where = f'{path}, row {len(rows) + 1}'
@@ -206,12 +207,19 @@ def _number(where: str, row: Mapping[str, Any], column: str) -> float:
     if isinstance(value, bool):
       raise ValueError
     found = float(value)
+  except OverflowError:  # a whole number beyond all floats
+    found = math.inf
   except (TypeError, ValueError) as error:
     raise UserError(
-      f'{where}, column {column}: must be a number: got {value!r}'
+      f'{where}, column {column}: must be a number: got {_short(value)}'
     ) from error
   if not math.isfinite(found):
     raise UserError(
-      f'{where}, column {column}: must be a finite number: got {value!r}'
+      f'{where}, column {column}: must be a finite number: got {_short(value)}'
     )
   return found
+
+
+def _short(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 60 else f'{text[:57]}...'

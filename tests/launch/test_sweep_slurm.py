@@ -25,6 +25,7 @@ with pytest.MonkeyPatch.context() as patch:
   patch.setenv('SUBMITIT_LOG_LEVEL', 'NOCONFIG')
   import submitit  # noqa: F401
 
+LIMIT = 90.0  # seconds for what takes one
 SBATCH = 'cp "$1" "$SCRIPT"; echo Submitted batch job 7'
 # SLURM signals what srun runs, not the script.
 SRUN = f"""
@@ -45,7 +46,7 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 log.write_text(old + 'begun ')
 if mode == 'long' and not old:
-  time.sleep(20)
+  time.sleep(300)
 if mode == 'once' and not old:
   sys.exit(130)
 if mode == 'bad':
@@ -101,20 +102,20 @@ class Cluster:
     return self.started[-1]
 
   def run(self, number: int | None) -> int:
-    return self.start(number).wait(20)
+    return self.start(number).wait(LIMIT)
 
   def signal(self, *signals: signal.Signals) -> None:
     """Sends signals to the job that was started last, and sees it end."""
     for number in signals:
       os.kill(int((self.folder / 'task').read_text()), number)
-    assert self.started[-1].wait(20)
+    assert self.started[-1].wait(LIMIT)
 
   def log(self, number: int) -> str:
     path = self.folder / f'log-{number}'
     return path.read_text() if path.exists() else ''
 
   def wait_for(self, number: int, word: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + LIMIT
     while word not in self.log(number):
       assert time.monotonic() < deadline, (self.folder / 'out').read_text()
       time.sleep(0.02)
@@ -242,7 +243,7 @@ def test_worker_that_does_not_stop_is_killed(tmp_path):
   work._process = subprocess.Popen(work.command, stdout=subprocess.PIPE)
   work._process.stdout.readline()
   again = work.checkpoint(4)
-  assert work._process.wait(5) == -signal.SIGKILL
+  assert work._process.wait(LIMIT) == -signal.SIGKILL
   assert again.function == work and again.args == (4,)
   assert again.function._process is None
 

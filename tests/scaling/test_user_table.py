@@ -144,6 +144,11 @@ def test_bad_tables_are_refused_in_one_line(tmp_path, text, message):
     ('x.jsonl', b'{"compute": 1,', 'row 1: no JSON'),
     ('x.jsonl', b'{"compute": true, "accuracy": 1}', 'must be a number.*True'),
     ('x.jsonl', b'{"compute": [1], "accuracy": 1}', 'must be a number'),
+    (
+      'x.jsonl',
+      b'{"compute": 1%s, "accuracy": 1}' % (b'0' * 400),
+      'row 1, column compute: must be a finite number: got 100',
+    ),
     ('x.csv', b'\xff\xfe\x00', 'no UTF-8 text'),
     ('x.parquet', b'PAR1 nothing', 'no Parquet file'),
   ],
@@ -153,7 +158,18 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name, content, message):
   path.write_bytes(content)
   with pytest.raises(UserError, match=message) as caught:
     user_table.read_table(path)
-  assert '\n' not in str(caught.value)
+  assert '\n' not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_ends_of_lines_inside_a_json_string(tmp_path):
+  path = tmp_path / 'x.jsonl'
+  path.write_text(
+    '{"compute": 1, "accuracy": 2, "who": "a\u2028b\x85c"}\r\n'
+    '{"compute": 2, "accuracy": 3, "who": "a b c"}\n',
+    newline='',
+  )
+  (curve,) = user_table.read_table(path, group='who').curves
+  assert curve.label == 'a b c' and curve.compute_n.tolist() == [1, 2]
 
 
 def test_no_file(tmp_path):

@@ -33,6 +33,7 @@ from metastone_jax.checkpoints import CheckpointManager
 from metastone_jax.errors import UserError
 from metastone_jax.evaluation import best_of_k, pass_at_k
 from metastone_jax.model import ModelConfig
+from metastone_jax.scaling.job import needs_keys
 from metastone_jax.scaling.judged import About, Judged
 from metastone_jax.scaling.runs import fit as fit_lib
 from metastone_jax.scaling.runs import judging, material
@@ -51,6 +52,7 @@ def arm(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
     UserError: an unknown judge or option; something needed is not done.
     Interrupted: asked to stop; a long fit is saved.
   """
+  needs_keys(point, 'arm', 'set', 'seed', 'material', 'judge')
   if point['judge'] not in JUDGES:
     raise UserError(
       f'point {point["name"]}: judge={point["judge"]!r} is unknown; use one of '

@@ -36,12 +36,17 @@ from metastone_jax.errors import UserError
 from metastone_jax.evaluation import EvaluationSamples, intervals
 from metastone_jax.sampling.engine import Candidate, Request
 from metastone_jax.scaling import compute, strategies
+from metastone_jax.scaling.job import needs_keys
 from metastone_jax.scaling.runs.pruned import StepMarks
 from metastone_jax.telemetry import files
 from metastone_jax.training import loop
 from metastone_jax.training.loop.draws import stack
 
 _SLOTS = 512  # responses that are drawn at a time, where a point names none
+_SAMPLE_KEYS = (
+  *('train', 'budget', 'task', 'problems', 'samples'),
+  *('ks', 'first_milestones'),
+)
 
 
 def train(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
@@ -59,6 +64,7 @@ def train(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
     UserError: no such recipe, or one that is wrong.
     Interrupted: asked to stop; the run is saved.
   """
+  needs_keys(point, 'recipe')
   recipe = recipe_of(point)
   job.check_stop()
   run = job.folder / 'run'
@@ -138,8 +144,9 @@ def sample(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
 
   Raises:
     UserError: the run is not there, N below the largest k, a bad budget.
-    Interrupted: asked to stop; the point begins again.
+    Interrupted: asked to stop; the drawing begins again.
   """
+  needs_keys(point, *_SAMPLE_KEYS)
   ks, number = point['ks'], point['samples']
   if max(ks) > number:
     raise UserError(

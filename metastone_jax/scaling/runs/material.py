@@ -29,6 +29,7 @@ from metastone_jax.checkpoints import write_json_atomic
 from metastone_jax.data import assemble_rows
 from metastone_jax.data.rows import pad_rows
 from metastone_jax.errors import UserError
+from metastone_jax.scaling.job import needs_keys
 from metastone_jax.scaling.runs import judging, law
 from metastone_jax.scaling.runs.drawn import Drawn
 from metastone_jax.telemetry.files import write_bytes_atomic
@@ -52,6 +53,7 @@ def base(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
     UserError: a recipe or a start that is wrong.
     Interrupted: asked to stop; the run is saved.
   """
+  needs_keys(point, 'recipe', 'changes', 'set', 'seed')
   job.check_stop()
   changes = dict(point['changes'])
   if point.get('start'):
@@ -110,6 +112,8 @@ def material(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
     UserError: no such run or task, or too few problems.
     Interrupted: asked to stop; what is drawn is kept.
   """
+  sizes = [key for keys in SPLITS.values() for key in keys]
+  needs_keys(point, 'base', 'task', 'set', 'seed', *sizes)
   with base_setup(job, point['base']) as setup:
     if point['task'] not in setup.recipe.data.tasks:
       raise UserError(

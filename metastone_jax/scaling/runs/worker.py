@@ -3,9 +3,12 @@
 Contract: a point is claimed, done, and marked as done; any number of workers
 may share a folder, and any of them may be killed at any moment. Bad input ends
 a point (`failed.json` says why) and those that need it, not the others; any
-other error is tried again by whoever comes next, `TRIES` times in all.
+other error is tried again by whoever comes next, `TRIES` times in all. A try
+whose process dies is not counted: it may have been killed for any reason. What
+a worker finds once another one has its point, rows or error, does not count.
 """
 
+import contextlib
 import dataclasses
 import json
 import random
@@ -141,6 +144,8 @@ class Worker:
         raise LeaseLost(name)
       mine = table.finish_point(folder, rows, _times(folder, started))
     except UserError as error:
+      if lease.look():  # somebody else's files moved under it, say
+        raise LeaseLost(name) from error
       reason = ' '.join(str(error).split())
       _fail(folder, reason, final=True)
       self._say(f'{name}: error: {reason}')
@@ -152,6 +157,8 @@ class Worker:
           folder / 'spent.json', {'seconds': _spent(folder, started)}
         )
         raise
+      if lease.look():
+        raise LeaseLost(name) from error
       traceback.print_exc()
       reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:500]
       tries = _fail(folder, reason, final=False)
@@ -186,28 +193,31 @@ def forget_failures(plan: plan_lib.Plan, workdir: epath.Path) -> None:
   """A sweep that is started again tries everything again."""
   for name in plan.points:
     path = plan_lib.point_folder(workdir, name) / 'failed.json'
-    path.unlink(missing_ok=True)
+    # A bucket looks first, and somebody else may forget it meanwhile.
+    with contextlib.suppress(FileNotFoundError):
+      path.unlink(missing_ok=True)
 
 
 def _failure(folder: epath.Path) -> str | None:
   """Why a point is given up; None = it is not."""
-  path = folder / 'failed.json'
-  try:
-    found = json.loads(path.read_text())
-  except FileNotFoundError:
-    return None
+  found = _failed(folder)
   if found['final'] or found['tries'] >= TRIES:
     return found['reason']
   return None
 
 
+def _failed(folder: epath.Path) -> dict:
+  """What tries have left, if any."""
+  try:
+    return json.loads((folder / 'failed.json').read_text())
+  except FileNotFoundError:
+    return {'reason': '', 'tries': 0, 'final': False}
+
+
 def _fail(folder: epath.Path, reason: str, *, final: bool) -> int:
-  path = folder / 'failed.json'
-  tries = 1
-  if path.exists():
-    tries += json.loads(path.read_text())['tries']
+  tries = _failed(folder)['tries'] + 1
   files.write_json_atomic(
-    path, {'reason': reason, 'tries': tries, 'final': final}
+    folder / 'failed.json', {'reason': reason, 'tries': tries, 'final': final}
   )
   return tries
 

@@ -258,6 +258,42 @@ def test_a_late_worker_stops_at_its_next_piece(tmp_path, kinds):
   assert rows == [{'who': 'second'}]
 
 
+@pytest.mark.parametrize('error', [UserError('gone'), ValueError('odd')])
+def test_an_error_of_a_point_that_was_lost_does_not_count(
+  tmp_path, kinds, error, capsys
+):
+  """Its files may have gone because another one has the point now."""
+  worker = _sweep(tmp_path, _point('a'))
+
+  def late(point, job):
+    _give_up(worker, 'a')
+    kinds['one'] = lambda point, job: [{'try': 2}]
+    raise error
+
+  kinds['one'] = late
+  assert worker.run() == {}
+  assert not (_folder(worker, 'a') / 'failed.json').exists()
+  assert table.is_done(_folder(worker, 'a'))
+  assert 'a: another worker has it now' in capsys.readouterr().out
+
+
+def test_failures_may_be_forgotten_at_any_moment(tmp_path, monkeypatch):
+  """Another command forgets them between two looks of this one."""
+  worker = _sweep(tmp_path, _point('a'))
+  path = _folder(worker, 'a') / 'failed.json'
+  monkeypatch.setattr(
+    type(path), 'exists', lambda self: self.name == 'failed.json'
+  )
+  assert worker_lib._fail(_folder(worker, 'a'), 'odd', final=False) == 1
+  path.unlink()
+
+  def gone(self, missing_ok=False):
+    raise FileNotFoundError(self)
+
+  monkeypatch.setattr(type(path), 'unlink', gone)
+  worker_lib.forget_failures(worker.plan, worker.workdir)
+
+
 def test_workers_share_points(tmp_path, kinds, capsys):
   """Both work at once, and nobody does what another one does."""
   both = threading.Barrier(2)
