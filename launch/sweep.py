@@ -8,8 +8,9 @@ machine (--workers=2) or on others: start the command wherever the folder can be
 seen, or let it be started (--executor=slurm, --executor=gke). A point that is
 done stays done. The table (table.csv, table.parquet) and the page are written
 at the end; --finish writes them for what is done so far. A point whose input is
-bad, or that fails three times, is named at the end (exit status 2); the others
-are done.
+bad, or that ends in an error three times, is named at the end (exit status 2);
+the others are done. One whose process dies is taken again by the next worker,
+however often.
 
   python -m launch.sweep --table=results.csv
 
@@ -74,6 +75,10 @@ _DRY_RUN = flags.DEFINE_bool(
 def main() -> None:
   """Parses, plans, works, writes."""
   cli.refuse_several('launch.sweep')
+  if _TABLE.value is not None and _CONFIG.value is not None:
+    cli.fail(
+      '--table fits laws to a table, --config runs a sweep: give one of them'
+    )
   if _TABLE.value is not None:
     law_report.run(_TABLE.value, _PAGE.value or 'law_report.md')
     return
@@ -82,8 +87,7 @@ def main() -> None:
       '--config is missing; for example '
       '--config=configs/sweeps/scaling_law.py (or --table=FILE)'
     )
-  config = _checked(_CONFIG.value.to_dict())
-  plan = plan_lib.Plan.of(config['points'])
+  config, plan = _checked(_CONFIG.value.to_dict())
   workdir = epath.Path(_WORKDIR.value or f'runs/sweeps/{config["name"]}')
   if not files.is_remote(workdir):
     workdir = workdir.absolute()  # workers may be started elsewhere
@@ -98,7 +102,14 @@ def main() -> None:
     return
   if _WORKER.value is None and _EXECUTOR.value != 'local':
     _executor().options()  # refused before anything is written
-  plan_lib.keep(plan, workdir)
+  page = _page(config, workdir)
+  # Now, not after hours of work.
+  _check_place(workdir / 'points', '--workdir', 'no point was begun')
+  _check_place(page.parent, '--page', 'no point was begun')
+  if page.is_dir():
+    raise UserError(f'--page={page}: is a folder; give a Markdown file')
+  with files.writing(workdir, 'no point was begun; give another --workdir'):
+    plan_lib.keep(plan, workdir)
   if _WORKER.value is not None:
     _work(plan, workdir, f'[worker {_WORKER.value}] ')
     # Every point is done or has failed. Here the command that started the
@@ -107,7 +118,8 @@ def main() -> None:
       _finish(config, workdir)
       _report(plan, workdir)
     return
-  worker.forget_failures(plan, workdir)
+  with files.writing(workdir, 'no point was begun; give another --workdir'):
+    worker.forget_failures(plan, workdir)
   broken: list[str] = []
   if _EXECUTOR.value != 'local':
     _submit(config, workdir)
@@ -120,7 +132,8 @@ def main() -> None:
   _report(plan, workdir, broken)
 
 
-def _checked(config: dict) -> dict:
+def _checked(config: dict) -> tuple[dict, plan_lib.Plan]:
+  """The config with its plan, refused before anything is done."""
   for key in ('name', 'kind', 'page', 'points'):
     if not config.get(key):
       raise UserError(
@@ -128,11 +141,38 @@ def _checked(config: dict) -> dict:
         '(configs/sweeps/scaling_law.py), a recipe of training goes to '
         'launch.train'
       )
+    if key != 'points' and not isinstance(config[key], str):
+      raise UserError(f'--config: {key}={config[key]!r} must be text')
   runners.check(config['kind'], runners.PAGES)
-  for point in config['points']:
-    # What has no kind is refused by the plan.
-    runners.check(point.get('kind', ':'), runners.RUNNERS)
-  return config
+  plan = plan_lib.Plan.of(config['points'])
+  for point in plan.points.values():
+    runners.check(point['kind'], runners.RUNNERS)
+  runners.check_page(config)
+  return config, plan
+
+
+def _page(config: dict, workdir: epath.Path) -> epath.Path:
+  """Where the page goes."""
+  page = epath.Path(_PAGE.value or config['page'])
+  if _EXECUTOR.value == 'gke' and not _PAGE.value:
+    page = workdir / page.name  # a pod's own disk goes with it
+  return page
+
+
+def _check_place(folder: epath.Path, flag: str, what: str) -> None:
+  """Refuses a folder that is not there and cannot be made; makes none."""
+  if files.is_remote(folder):
+    return
+  place = os.path.abspath(folder)
+  while not os.path.lexists(place):
+    place = os.path.dirname(place)
+  if not os.path.isdir(place):
+    why = f'{place} is no folder'
+  elif not os.access(place, os.W_OK | os.X_OK):
+    why = f'{place} cannot be written'
+  else:
+    return
+  raise UserError(f'{flag}: {folder} cannot be made ({why}): {what}')
 
 
 def _work(plan: plan_lib.Plan, workdir: epath.Path, label: str) -> None:
@@ -149,16 +189,16 @@ def _finish(config: dict, workdir: epath.Path) -> None:
   """Table and page of everything that the folder has."""
   everything = plan_lib.kept(workdir)
   rows = table.rows_of(everything, workdir)
-  paths = table.write(everything, workdir)
+  with files.writing(workdir, 'no table; --finish writes it later'):
+    paths = table.write(everything, workdir)
   if rows:
-    page = epath.Path(_PAGE.value or config['page'])
-    if _EXECUTOR.value == 'gke' and not _PAGE.value:
-      page = workdir / page.name  # a pod's own disk goes with it
+    page = _page(config, workdir)
     hidden = ('finish', 'worker', 'workdir', 'page', 'compilation_cache')
     command = shlex.join(['python', '-m', 'launch.sweep', *_argv(*hidden)])
-    paths += runners.page(config['kind'])(
-      config, workdir, page, rows, command=command
-    )
+    with files.writing(page, 'no page; --finish --page=PATH writes it later'):
+      paths += runners.page(config['kind'])(
+        config, workdir, page, rows, command=command
+      )
   else:
     print('no point is done yet: there is nothing to put on a page')
   for path in paths:
@@ -195,9 +235,10 @@ def _report(plan: plan_lib.Plan, workdir: epath.Path, broken=()) -> None:
     if not table.is_done(plan_lib.point_folder(workdir, name))
   ]
   if left:
+    why = f' ({"; ".join(broken)})' if broken else ''
     raise UserError(
       f'{len(left)} of {len(plan.points)} points are left, the first is '
-      f'{left[0]}: {"; ".join(broken)}; the same command goes on'
+      f'{left[0]}{why}; the same command goes on'
     )
 
 

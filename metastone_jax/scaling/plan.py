@@ -39,9 +39,14 @@ class Plan:
     """Checks and orders points.
 
     Raises:
-      UserError: no points, a name twice or with odd characters, no kind, a
-        need that is no point, a circle of needs, a value that is no JSON.
+      UserError: no list of points, a point that is no dict, a name twice or
+        with odd characters, no kind, a need that is no point, a circle of
+        needs, a value that is no JSON.
     """
+    if not isinstance(points, list | tuple):
+      raise UserError(
+        f'points of the sweep: {type(points).__name__}, must be a list of dicts'
+      )
     if not points:
       raise UserError('the sweep has no points; its config must give some')
     found: dict[str, Point] = {}
@@ -111,6 +116,11 @@ def kept(workdir: epath.Path) -> Plan:
 
 
 def _checked(given: Mapping[str, Any], number: int) -> Point:
+  if not isinstance(given, Mapping):
+    raise UserError(
+      f'point {number} of the sweep: {given!r} must be a dict with name and '
+      'kind'
+    )
   name = given.get('name')
   if not isinstance(name, str) or not _NAME.fullmatch(name):
     raise UserError(
@@ -118,7 +128,10 @@ def _checked(given: Mapping[str, Any], number: int) -> Point:
       '"_" and "-"'
     )
   if not isinstance(given.get('kind'), str):
-    raise UserError(f'point {name} of the sweep has no kind')
+    raise UserError(
+      f'point {name} of the sweep: kind={given.get("kind")!r} must be the name '
+      'of what it does'
+    )
   try:
     # What comes back from a file: lists for tuples, plain keys.
     point = json.loads(json.dumps({'needs': (), **given}, allow_nan=False))
@@ -126,7 +139,8 @@ def _checked(given: Mapping[str, Any], number: int) -> Point:
     raise UserError(
       f'point {name} of the sweep has a value that is no JSON: {error}'
     ) from error
-  if not isinstance(point['needs'], list):
+  needs = point['needs']
+  if not isinstance(needs, list) or not all(isinstance(n, str) for n in needs):
     raise UserError(f'point {name} of the sweep: needs must be a list of names')
   return point
 

@@ -16,7 +16,9 @@ the N samples, so smaller k cost no further draws:
 `pruned` is speculative rejection (Sun et al. 2024) as `sampling.engine.pruning`
 does it, judged exactly at the milestones: when all candidates that still think
 have `tokens` tokens, the better half of them goes on; the next milestone is at
-twice as many. What closed its thinking before stays.
+twice as many. What closed its thinking before stays, and everyone who is left
+is billed for a whole answer. The engine writes fewer: none for a closed trace
+which a better one beats; so FLOPs of `pruned` are overstated.
 """
 
 import dataclasses

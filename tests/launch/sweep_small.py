@@ -2,7 +2,8 @@
 
 Arguments, separated by commas: `wide` (more points, slower), `bad` (one point
 fails, one needs it), `dies` (a process dies in a point), `more` (a further
-point), `changed` (another value), `odd` (an unknown kind).
+point), `changed` (another value), `odd` (an unknown kind), `text` (a point that
+is no dict), `number` (a kind that is no text).
 """
 
 import ml_collections
@@ -18,7 +19,7 @@ def get_config(arg: str = ''):
   c.page = 'page.md'
   c.options = dict(a=1)
   layers, width = (4, 6) if 'wide' in parts else (2, 2)
-  sleep = 0.03 if 'wide' in parts else 0.0
+  sleep = 0.1 if 'wide' in parts else 0.0
   points = []
   for layer in range(layers):
     for i in range(width):
@@ -34,6 +35,10 @@ def get_config(arg: str = ''):
     points.insert(0, dict(name='dies', kind=f'{_CHEAP}:die_once'))
   if 'odd' in parts:
     points.append(dict(name='odd', kind='trian'))
+  if 'text' in parts:
+    points.append('p4')
+  if 'number' in parts:
+    points.append(dict(name='number', kind=3))
   c.points = tuple(points)
   return c
 

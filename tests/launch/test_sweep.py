@@ -135,6 +135,15 @@ def test_a_worker_that_dies_is_replaced_by_the_others(sweep, tmp_path):
   assert page.endswith(f'--config={CONFIG}:dies --workers 2\n')
 
 
+def test_a_page_that_cannot_be_written_says_so(sweep, tmp_path):
+  """Its place went while the points were done."""
+  assert sweep()[0] == 0
+  (tmp_path / 'file').write_text('')
+  code, _, err = sweep('', '--finish', f'--page={tmp_path}/file/page.md')
+  (line,) = err.splitlines()
+  assert code == 2 and f'{tmp_path}/file/page.md cannot be written' in line
+
+
 @pytest.mark.parametrize(
   'flags, message',
   [
@@ -149,6 +158,23 @@ def test_a_worker_that_dies_is_replaced_by_the_others(sweep, tmp_path):
     ([f'--config={CONFIG}', '--executor=gke', '--gke=moon'], '--gke=moon'),
     ([f'--config={CONFIG}', '--config.kind=low'], "kind of a sweep: 'low' is"),
     (['--config=configs/none.py'], 'No such file'),
+    ([f'--config={CONFIG}', '--table=x.csv'], 'give one of them'),
+    ([f'--config={CONFIG}:text'], "point 4 of the sweep: 'p4' must be a dict"),
+    ([f'--config={CONFIG}:number'], 'point number of the sweep: kind=3 must'),
+    (
+      [f'--config={CONFIG}', '--config.options.a=-1'],
+      '--config.options.a=-1: must be positive',
+    ),
+    (
+      [f'--config={CONFIG}', f'--workdir={CONFIG}/work'],
+      'sweep_small.py is no folder): no point was begun',
+    ),
+    ([f'--config={CONFIG}', '--workdir=/proc/none'], 'no point was begun'),
+    (
+      [f'--config={CONFIG}', f'--page={CONFIG}/page.md'],
+      f'--page: {CONFIG} cannot be made',
+    ),
+    ([f'--config={CONFIG}', '--page=docs'], '--page=docs: is a folder'),
   ],
 )
 def test_refusals(server, tmp_path, flags, message):

@@ -37,6 +37,31 @@ _AGGREGATED = ('frozen', 'full-spr', 'frozen-spr', 'prm')
 _WORK = {'base': 'policies', 'material': 'samples', 'arm': 'heads'}
 
 
+def check(config: Mapping[str, Any]) -> None:
+  """Refuses options of a sweep that `write` cannot use.
+
+  Raises:
+    UserError: no k of best-of-k, or a set without the command that runs it.
+  """
+  options = config.get('options')
+  k, commands = (
+    options.get(key) if isinstance(options, Mapping) else None
+    for key in ('k', 'commands')
+  )
+  if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+    raise UserError(
+      f'--config.options.k={k!r}: samples an answer, a whole number of 1 or '
+      'more'
+    )
+  for name in claims_list.SETS:
+    command = commands.get(name) if isinstance(commands, Mapping) else None
+    if not isinstance(command, str) or not command:
+      raise UserError(
+        f'--config.options.commands.{name}={command!r}: must be the command '
+        'that runs this set'
+      )
+
+
 def write(
   config: Mapping[str, Any],
   workdir: epath.PathLike,

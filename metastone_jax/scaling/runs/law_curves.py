@@ -119,23 +119,18 @@ def load(
   Returns:
     (done sample points in the order of the config, names of the others).
   """
-  parameters = {
-    (row['width'], row['seed'], row['budget']): row['parameters']
-    for row in rows
-    if row.get('strategy') is not None
-  }
+  found = {row['point']: row for row in rows if row.get('strategy') is not None}
   done, missing = [], []
   for point in points:
     if point['kind'] != 'sample':
       continue
-    key = point['width'], point['seed'], point['budget']
-    if key not in parameters:
+    row = found.get(point['name'])
+    if row is None:
       missing.append(point['name'])
       continue
     path = workdir / 'points' / point['name'] / 'values.npz'
-    done.append(
-      Drawn(point['width'], parameters[key], *key[1:], LawValues.load(path))
-    )
+    fields = (row[key] for key in ('width', 'parameters', 'seed', 'budget'))
+    done.append(Drawn(*fields, LawValues.load(path)))
   return done, missing
 
 

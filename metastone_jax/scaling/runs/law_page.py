@@ -18,6 +18,7 @@ import numpy as np
 from etils import epath
 
 import metastone_jax
+from metastone_jax.errors import UserError
 from metastone_jax.evaluation import intervals
 from metastone_jax.scaling import (
   plan,
@@ -36,6 +37,35 @@ from metastone_jax.telemetry import files
 from metastone_jax.telemetry.progress import format_duration
 
 _ALL = 'all sizes'
+
+
+def check(config: Mapping[str, Any]) -> None:
+  """Refuses options of a sweep that `write` cannot use.
+
+  Raises:
+    UserError: a strategy that has no law, or targets that are no accuracies.
+  """
+  options = config.get('options')
+  strategy, targets = (
+    options.get(key) if isinstance(options, Mapping) else None
+    for key in ('strategy', 'targets')
+  )
+  # One sample has one k; a pruned answer has several costs at a k.
+  known = [name for name in STRATEGIES if name not in ('single', 'pruned')]
+  if strategy not in known:
+    raise UserError(
+      f'--config.options.strategy={strategy!r}: whose law it is; use one of '
+      f'{", ".join(known)}'
+    )
+  right = isinstance(targets, list | tuple) and all(
+    isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < 1
+    for x in targets
+  )
+  if not right:
+    raise UserError(
+      f'--config.options.targets={targets!r}: must be accuracies between 0 and '
+      '1 whose compute is predicted, such as (0.8, 0.9)'
+    )
 
 
 def write(
@@ -162,14 +192,17 @@ def _made(config, workdir, rows, drawn, missing, command: str) -> str:
   seconds = {row['point']: row['seconds'] for row in times}
   trained = {
     name: json.loads(path.read_text())['seconds']
-    for name in planned.points
+    for name, point in planned.points.items()
+    if point['kind'] == 'train'
     if (path := plan.point_folder(workdir, name) / 'train.json').exists()
   }
   # A run that was there before says itself how long it took.
-  took = {
-    name: max(seconds.get(name, 0.0), spent) for name, spent in trained.items()
-  }
-  sampled = {n: s for n, s in seconds.items() if n not in trained}
+  took, sampled = {}, {}
+  for name in {**trained, **seconds}:
+    if planned.points[name]['kind'] == 'train':
+      took[name] = max(seconds.get(name, 0.0), trained.get(name, 0.0))
+    else:
+      sampled[name] = seconds[name]
   machines = sorted({row['device'] for row in times} - {''})
   lines = [
     f'- command: `{command}`',
@@ -283,7 +316,9 @@ _PRUNING = (
   'candidates that still think goes on, then again at twice as many. Replayed '
   'from the kept step scores over random k-subsets; judged at exactly so many '
   'tokens. FLOPs include prompts, answers and scoring: who is given up writes '
-  'no answer.'
+  'no answer. The replay bills the answer of everyone who is left; the engine '
+  'does not write that of a closed trace which a better one beats, so it '
+  'spends fewer FLOPs than the column says.'
 )
 
 

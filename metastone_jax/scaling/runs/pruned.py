@@ -6,10 +6,11 @@ after m tokens is that of the marks among its first m tokens, by the same
 function that scores whole traces, so pruning at any milestones is replayed
 without drawing again (`scaling.strategies.pruned_best_of_k`).
 
-It differs from the engine's in two points: candidates are judged at exactly m
-tokens (the engine looks when a chunk of turns ends), and one without a mark by
-then is not judged yet (the engine takes the logit of its last position, which
-is not kept).
+It differs from the engine's in three points: candidates are judged at exactly m
+tokens (the engine looks when a chunk of turns ends); one without a mark by then
+is not judged yet (the engine takes the logit of its last position, which is not
+kept); and everyone who is left writes an answer (the engine does not write that
+of a closed trace which a better one beats), so the replay overstates FLOPs.
 """
 
 import dataclasses

@@ -5,7 +5,9 @@ bring JAX. A kind may also name its function itself, as `module:function`.
 """
 
 import importlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from metastone_jax.errors import UserError
 
@@ -21,6 +23,8 @@ RUNNERS = {
 }
 
 # kind of a sweep -> write(config, workdir, page, rows, *, command) -> paths
+# Beside it its module may have check(config), which refuses options that write
+# cannot use: it is called before any work, not hours later.
 PAGES = {
   'scaling_law': f'{_RUNS}.law_page:write',
   'claims': f'{_RUNS}.claims_page:write',
@@ -57,6 +61,20 @@ def page(kind: str) -> Callable:
     UserError: as `runner`.
   """
   return _function(kind, PAGES)
+
+
+def check_page(config: Mapping[str, Any]) -> None:
+  """Refuses a sweep whose page could not be written.
+
+  Args:
+    config: of the sweep.
+
+  Raises:
+    UserError: as `page`, or options that the page cannot use.
+  """
+  module = sys.modules[page(config['kind']).__module__]
+  if hasattr(module, 'check'):
+    module.check(config)
 
 
 def _function(kind: str, known: dict[str, str]) -> Callable:

@@ -51,6 +51,13 @@ def die_once(point, job):
   return [{'number': 1}]
 
 
+def check(config):
+  if config['options']['a'] < 0:
+    raise UserError(
+      f'--config.options.a={config["options"]["a"]}: must be positive'
+    )
+
+
 def page(config, workdir, page, rows, *, command):
   page.parent.mkdir(parents=True, exist_ok=True)
   page.write_text(f'{config["name"]}: {len(rows)} rows\n{command}\n')

@@ -146,6 +146,22 @@ def test_policies_that_solve_nothing_have_no_auc(workdir):
   assert 'undefined: no problem has right and wrong samples' in text
 
 
+def test_bad_options_are_refused_before_work():
+  good = config_of(['full'], [0])
+  claims_page.check(good)
+  commands = good['options']['commands']
+  for options, message in (
+    ({'k': 0, 'commands': commands}, 'options.k=0: samples an answer'),
+    ({'k': 2.5, 'commands': commands}, r'options.k=2\.5'),
+    ({'k': 8}, 'options.commands.tiny=None: must be the command'),
+    ({'k': 8, 'commands': {'tiny': 'x'}}, 'options.commands.smollm2=None'),
+    ({}, 'options.k=None'),
+    (None, 'options.k=None'),
+  ):
+    with pytest.raises(UserError, match=message):
+      claims_page.check({**good, 'options': options})
+
+
 def test_what_cannot_be_read_is_named(workdir):
   leave(workdir, 'tiny', {'full': 1.0}, [0])
   folder = plan.point_folder(workdir, 'tiny-full-s0')

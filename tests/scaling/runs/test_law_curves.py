@@ -48,6 +48,15 @@ def test_points_that_are_not_done_are_named(tmp_path):
   assert missing == [point['name'] for point in points[3:]]
 
 
+def test_points_are_told_apart_by_their_names(tmp_path):
+  """A twin that is not done has the same model, seed and budget."""
+  points = made_law.points()[:1]
+  rows = made_law.write(tmp_path, points)
+  twin = {**points[0], 'name': 'twin'}
+  drawn, missing = law_curves.load([*points, twin], epath.Path(tmp_path), rows)
+  assert len(drawn) == 1 and missing == ['twin']
+
+
 def test_seeds_on_other_problems_are_refused(tmp_path):
   rows = made_law.write(tmp_path)
   points = made_law.points()

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from etils import epath
 
+from metastone_jax.errors import UserError
 from metastone_jax.scaling import plan
 from metastone_jax.scaling.runs import law_page
+from metastone_jax.scaling.strategies import STRATEGIES
 from metastone_jax.telemetry import files
 from tests.scaling.runs import made_law
 
@@ -177,6 +179,49 @@ def test_how_it_was_made(page):
   assert text.endswith('## What surprised\n\nNothing.\n')
   assert '## The published table' in text
   assert not re.search(r'\b(nan|inf)\b', text)
+
+
+def test_a_model_without_its_own_time_is_no_set_of_samples(tmp_path):
+  """Of a training that an interruption cut off before train.json, say."""
+  folder = plan.point_folder(epath.Path(tmp_path), 'train-w48-s0')
+  time = {'seconds': 5.0, 'host': 'here', 'device': 'cpu'}
+  files.write_json_atomic(folder / 'times.json', time)
+  path = tmp_path / 'law.md'
+  law_page.write(config(made_law.points()), tmp_path, path, [], command='x')
+  text = path.read_text()
+  assert '1 models trained in 5s, 0 sets of samples' in text
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'strategy': 'best_of_n'}, "strategy='best_of_n': whose law it is; use"),
+    ({'strategy': 'pruned'}, "strategy='pruned'"),
+    ({'strategy': 'single'}, "strategy='single'"),
+    ({'targets': (80,)}, r'targets=\(80,\): must be accuracies between'),
+    ({'targets': 0.8}, r'targets=0\.8'),
+    ({'targets': ('0.8',)}, 'targets='),
+    ({'targets': (True,)}, 'targets='),
+  ],
+)
+def test_bad_options_are_refused_before_work(options, message):
+  good = config(made_law.points())
+  law_page.check(good)
+  with pytest.raises(UserError, match=message):
+    law_page.check({**good, 'options': {**OPTIONS, **options}})
+  for bad in ({}, {'options': None}, {'options': {}}):
+    with pytest.raises(UserError, match='strategy=None'):
+      law_page.check(bad)
+
+
+def test_the_law_may_be_of_another_strategy(tmp_path):
+  points = [p for p in made_law.points() if p['width'] == 48]
+  rows = made_law.write(tmp_path, points)
+  given = {**config(points), 'options': {'strategy': 'majority', 'targets': ()}}
+  law_page.check(given)
+  path = tmp_path / 'law.md'
+  law_page.write(given, tmp_path, path, rows, command='x')
+  assert f'## The law of {STRATEGIES["majority"]}' in path.read_text()
 
 
 def test_what_is_not_done_is_named(tmp_path):
