@@ -11,8 +11,9 @@ objects written, listed and deleted:
   break    a claim whose count has not changed for `patience` seconds ON THE
            WATCHER'S OWN CLOCK counts no more (clocks of machines may differ):
            the watcher writes NAME.void beside it, for good, so that a late
-           renewal cannot bring it back. A claim of a process of this machine
-           that is gone is deleted at once.
+           renewal cannot bring it back. Of a process of this machine it is
+           known whether it lives: its claim counts as long as it does, and is
+           deleted at once where it is gone.
   lost     a holder that was given up (it slept) finds out at its next renewal
            or when it looks; its result does not count.
 
@@ -58,11 +59,11 @@ class Worker:
     pid = os.getpid()
     return cls(_host(), pid, _started(pid))
 
-  def is_gone(self, other: dict) -> bool:
-    """Whether a claim is of a process of this machine that has ended."""
-    return other.get('host') == self.host and _started(
-      other.get('pid', 0)
-    ) != other.get('started')
+  def sees(self, other: dict) -> bool | None:
+    """Whether the process of a claim lives; None = it is of another machine."""
+    if other.get('host') != self.host:
+      return None
+    return _started(other.get('pid', 0)) == other.get('started')
 
 
 class Lease:
@@ -144,9 +145,11 @@ class Leases:
       text = path.read_text()
     except FileNotFoundError:  # released since the listing
       return False
-    if self.worker.is_gone(json.loads(text)):
-      path.unlink(missing_ok=True)
-      return False
+    seen = self.worker.sees(json.loads(text))
+    if seen is not None:  # however long it was silent, stopped by a signal say
+      if not seen:
+        path.unlink(missing_ok=True)
+      return seen
     now = time.monotonic()
     content, since = self._seen.get(path.name, (None, now))
     if content != text:

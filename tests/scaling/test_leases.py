@@ -35,8 +35,10 @@ def clock(monkeypatch):
   return now
 
 
-def _leases(patience=PATIENCE):
-  return leases_lib.Leases(patience=patience)
+def _leases(patience=PATIENCE, host=''):
+  """Of this process, or of one on another machine."""
+  worker = leases_lib.Worker(host, 1, '1') if host else None
+  return leases_lib.Leases(worker, patience=patience)
 
 
 def _left(folder):
@@ -148,6 +150,20 @@ def test_many_in_a_race_never_overlap(folder):
   assert most == [1] and turns == [20]
 
 
+def test_a_process_of_this_machine_keeps_its_claim_while_it_lives(
+  folder, clock
+):
+  """However silent: a signal may have stopped it, and it will go on."""
+  lease, watcher = _leases().claim(folder), _leases()
+  for _ in range(3):
+    assert watcher.claim(folder) is None and not lease.look()
+    clock[0] += PATIENCE + 1
+  lease.release()
+  lease = watcher.claim(folder)
+  assert lease is not None
+  lease.release()
+
+
 def test_a_claim_of_a_dead_process_ends_at_once(folder):
   process = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=-1)
   me = leases_lib.Worker.this()
@@ -193,7 +209,7 @@ def test_silence_on_the_clock_of_the_watcher_ends_a_claim(folder, clock):
 
 
 def test_who_was_given_up_finds_out_and_stays_out(folder, clock):
-  sleeper, watcher, third = _leases(), _leases(), _leases()
+  sleeper, watcher, third = _leases(), _leases(host='b'), _leases(host='c')
   lost = sleeper.claim(folder)
   assert watcher.claim(folder) is None
   clock[0] += PATIENCE + 1
@@ -213,7 +229,7 @@ def test_who_was_given_up_finds_out_and_stays_out(folder, clock):
 
 def test_given_up_before_it_looked(folder, clock, monkeypatch):
   """It wrote, slept, and everything happened meanwhile."""
-  watcher = _leases()
+  watcher = _leases(host='b')
   write = leases_lib._write
 
   def sleepy(path, *args):
