@@ -9,9 +9,7 @@ of it: whoever keeps the file can recompute every number.
 # ruff: noqa: N802, N815 (shapes in names carry capitals)
 
 import dataclasses
-import io
 import json
-import zipfile
 from collections.abc import Mapping
 
 import numpy as np
@@ -184,9 +182,7 @@ class EvaluationSamples:
 
   def save(self, path: epath.PathLike) -> epath.Path:
     """Writes one compressed .npz; the file is whole or absent, never half."""
-    buffer = io.BytesIO()
-    np.savez_compressed(
-      buffer,
+    arrays = dict(
       task=np.array(self.task),
       problem_ids=np.array(self.problem_ids, np.str_),
       released=np.array(self.released),
@@ -202,7 +198,7 @@ class EvaluationSamples:
       },
       **({} if self.subjects is None else {'subjects': self.subjects}),
     )
-    return files.write_bytes_atomic(path, buffer.getvalue())
+    return files.write_arrays(path, arrays)
 
   @classmethod
   def load(cls, path: epath.PathLike) -> 'EvaluationSamples':
@@ -210,22 +206,17 @@ class EvaluationSamples:
     path = epath.Path(path)
     if not path.exists():
       raise UserError(f'{path}: no such evaluation samples file')
-    try:
-      with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
-        fields = {name: data[name] for name in _ARRAYS}
-        fields['task'] = str(data['task'])
-        fields['problem_ids'] = data['problem_ids'].tolist()
-        fields['released'] = bool(data['released'])
-        fields['split'] = str(data['split'])
-        fields['traces'] = int(data['traces'])
-        fields['failures'] = json.loads(str(data['failures']))
-        fields['reasons'] = json.loads(str(data['reasons']))
-        fields |= {name: data[name] for name in _OPTIONAL if name in data}
-        if 'subjects' in data:
-          fields['subjects'] = data['subjects'].tolist()
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as e:
-      raise UserError(
-        f'{path}: not a whole evaluation samples file ({type(e).__name__}); '
-        'run the evaluation again'
-      ) from e
+    what, fix = 'evaluation samples file', 'run the evaluation again'
+    with files.reading_arrays(path, what, fix) as data:
+      fields = {name: data[name] for name in _ARRAYS}
+      fields['task'] = str(data['task'])
+      fields['problem_ids'] = data['problem_ids'].tolist()
+      fields['released'] = bool(data['released'])
+      fields['split'] = str(data['split'])
+      fields['traces'] = int(data['traces'])
+      fields['failures'] = json.loads(str(data['failures']))
+      fields['reasons'] = json.loads(str(data['reasons']))
+      fields |= {name: data[name] for name in _OPTIONAL if name in data}
+      if 'subjects' in data:
+        fields['subjects'] = data['subjects'].tolist()
     return cls(**fields)

@@ -15,6 +15,9 @@ from etils import epath
 from metastone_jax.errors import UserError
 from metastone_jax.scaling import plan
 
+# What to do about a broken file of a point, for messages.
+REMOVE_POINT = 'remove the folder of this point, and the sweep makes it again'
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:

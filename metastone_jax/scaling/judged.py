@@ -11,15 +11,14 @@ which only the order counts.
 # ruff: noqa: N802, N815 (shapes in names carry capitals)
 
 import dataclasses
-import io
 import json
-import zipfile
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from metastone_jax.errors import UserError
+from metastone_jax.scaling.job import REMOVE_POINT
 from metastone_jax.telemetry import files
 
 AGGREGATORS = ('geometric', 'arithmetic', 'product', 'min', 'last')
@@ -179,17 +178,13 @@ class Judged:
 
   def save(self, path: epath.PathLike) -> epath.Path:
     """Writes one compressed .npz; the file is whole or absent."""
-    buffer = io.BytesIO()
-    np.savez_compressed(
-      buffer,
-      problem_ids=np.array(self.problem_ids, np.str_),
-      **{
-        name: getattr(self, name)
-        for name in (*_ARRAYS, *_OPTIONAL)
-        if getattr(self, name) is not None
-      },
-    )
-    return files.write_bytes_atomic(path, buffer.getvalue())
+    arrays = {
+      name: getattr(self, name)
+      for name in (*_ARRAYS, *_OPTIONAL)
+      if getattr(self, name) is not None
+    }
+    arrays['problem_ids'] = np.array(self.problem_ids, np.str_)
+    return files.write_arrays(path, arrays)
 
   @classmethod
   def load(cls, path: epath.PathLike) -> 'Judged':
@@ -197,16 +192,11 @@ class Judged:
     path = epath.Path(path)
     if not path.exists():
       raise UserError(f'{path}: no such file of judged samples')
-    try:
-      with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
-        fields = {name: data[name] for name in _ARRAYS}
-        fields |= {name: data[name] for name in _OPTIONAL if name in data}
-        fields['problem_ids'] = data['problem_ids'].tolist()
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as e:
-      raise UserError(
-        f'{path}: not a whole file of judged samples ({type(e).__name__}); '
-        'remove the folder of this point, and the sweep makes it again'
-      ) from e
+    what = 'file of judged samples'
+    with files.reading_arrays(path, what, REMOVE_POINT) as data:
+      fields = {name: data[name] for name in _ARRAYS}
+      fields |= {name: data[name] for name in _OPTIONAL if name in data}
+      fields['problem_ids'] = data['problem_ids'].tolist()
     return cls(**fields)
 
 

@@ -11,10 +11,13 @@ Contract:
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
 import uuid
+import zipfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -136,6 +139,39 @@ def write_bytes_atomic(path: epath.PathLike, content: bytes) -> epath.Path:
 def write_text_atomic(path: epath.PathLike, text: str) -> None:
   """Writes `text` (UTF-8) to `path` as one object."""
   write_bytes_atomic(path, text.encode())
+
+
+def write_arrays(
+  path: epath.PathLike, arrays: Mapping[str, Any], *, compress: bool = True
+) -> epath.Path:
+  """Writes named arrays as one .npz, whole or not at all."""
+  buffer = io.BytesIO()
+  (np.savez_compressed if compress else np.savez)(buffer, **arrays)
+  return write_bytes_atomic(path, buffer.getvalue())
+
+
+@contextlib.contextmanager
+def reading_arrays(
+  path: epath.PathLike, what: str, fix: str
+) -> Iterator[Mapping[str, np.ndarray]]:
+  """The arrays of an .npz, without pickles, while the block reads them.
+
+  Args:
+    path: the file.
+    what: it is, after "not a whole", e.g. 'file of values'.
+    fix: what to do about a broken one.
+
+  Raises:
+    UserError: it is missing or broken, or lacks what the block asks for.
+  """
+  path = epath.Path(path)
+  try:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
+      yield data
+  except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
+    raise UserError(
+      f'{path}: not a whole {what} ({type(error).__name__}); {fix}'
+    ) from error
 
 
 def to_jsonable(value: Any, *, finite: bool = True) -> Any:

@@ -12,13 +12,12 @@ log-probs, self-certainty.
 
 import dataclasses
 import functools
-import io
-import zipfile
 
 import numpy as np
 from etils import epath
 
 from metastone_jax.errors import UserError
+from metastone_jax.scaling.job import REMOVE_POINT
 from metastone_jax.telemetry import files
 from metastone_jax.training.loop.collect import Rows, base_rows
 
@@ -141,23 +140,12 @@ class Drawn:
 
   def save(self, path: epath.PathLike) -> epath.Path:
     """Writes one .npz, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez(
-      buffer,
-      **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
-    )
-    return files.write_bytes_atomic(path, buffer.getvalue())
+    arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    return files.write_arrays(path, arrays, compress=False)
 
   @classmethod
   def load(cls, path: epath.PathLike) -> 'Drawn':
     """Reads what `save` wrote; `UserError` names a missing or broken file."""
-    path = epath.Path(path)
-    names = [field.name for field in dataclasses.fields(cls)]
-    try:
-      with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
-        return cls(**{name: data[name] for name in names})
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as e:
-      raise UserError(
-        f'{path}: not a whole file of drawn responses ({type(e).__name__}); '
-        'remove the folder of this point, and the sweep makes it again'
-      ) from e
+    what = 'file of drawn responses'
+    with files.reading_arrays(path, what, REMOVE_POINT) as data:
+      return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls)})

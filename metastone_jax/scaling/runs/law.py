@@ -20,10 +20,8 @@ strategy without pruning draws, problems, samples.
 
 import dataclasses
 import importlib.util
-import io
 import json
 import pathlib
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +34,7 @@ from metastone_jax.errors import UserError
 from metastone_jax.evaluation import EvaluationSamples, intervals
 from metastone_jax.sampling.engine import Candidate, Request
 from metastone_jax.scaling import compute, strategies
-from metastone_jax.scaling.job import needs_keys
+from metastone_jax.scaling.job import REMOVE_POINT, needs_keys
 from metastone_jax.scaling.runs.pruned import StepMarks
 from metastone_jax.telemetry import files
 from metastone_jax.training import loop
@@ -343,20 +341,10 @@ class LawValues:
 
   def save(self, path: epath.PathLike) -> epath.Path:
     """Writes one compressed .npz, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **dataclasses.asdict(self))
-    return files.write_bytes_atomic(path, buffer.getvalue())
+    return files.write_arrays(path, dataclasses.asdict(self))
 
   @classmethod
   def load(cls, path: epath.PathLike) -> 'LawValues':
     """Reads what `save` wrote; `UserError` names a missing or broken file."""
-    path = epath.Path(path)
-    names = [field.name for field in dataclasses.fields(cls)]
-    try:
-      with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
-        return cls(**{name: data[name] for name in names})
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as e:
-      raise UserError(
-        f'{path}: not a whole file of values ({type(e).__name__}); remove the '
-        'folder of this point, and the sweep makes it again'
-      ) from e
+    with files.reading_arrays(path, 'file of values', REMOVE_POINT) as data:
+      return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls)})

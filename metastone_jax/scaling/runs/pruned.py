@@ -14,8 +14,6 @@ of a closed trace which a better one beats), so the replay overstates FLOPs.
 """
 
 import dataclasses
-import io
-import zipfile
 
 import numpy as np
 from etils import epath
@@ -111,24 +109,14 @@ class StepMarks:
 
   def save(self, path: epath.PathLike) -> epath.Path:
     """Writes one compressed .npz, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez_compressed(
-      buffer,
-      aggregator=np.array(self.aggregator),
-      **{name: getattr(self, name) for name in _ARRAYS},
-    )
-    return files.write_bytes_atomic(path, buffer.getvalue())
+    arrays = {name: getattr(self, name) for name in _ARRAYS}
+    arrays['aggregator'] = np.array(self.aggregator)
+    return files.write_arrays(path, arrays)
 
   @classmethod
   def load(cls, path: epath.PathLike) -> 'StepMarks':
     """Reads what `save` wrote; `UserError` names a missing or broken file."""
-    path = epath.Path(path)
-    try:
-      with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
-        arrays = {name: data[name] for name in _ARRAYS}
-        return cls(**arrays, aggregator=str(data['aggregator']))
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as e:
-      raise UserError(
-        f'{path}: not a whole file of step marks ({type(e).__name__}); remove '
-        'the folder of this point, and it is drawn again'
-      ) from e
+    fix = 'remove the folder of this point, and it is drawn again'
+    with files.reading_arrays(path, 'file of step marks', fix) as data:
+      arrays = {name: data[name] for name in _ARRAYS}
+      return cls(**arrays, aggregator=str(data['aggregator']))
