@@ -66,7 +66,7 @@ def train(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
   recipe = recipe_of(point)
   job.check_stop()
   run = job.folder / 'run'
-  loop.train(recipe, run)
+  loop.train(recipe, run, check=job.check_stop)
   config = loop.Setup.build(recipe, run, phases=False).model_config
   with CheckpointManager(run / 'checkpoints', read_only=True) as manager:
     extra, _ = manager.read_extra(None)

@@ -14,9 +14,9 @@ from metastone_jax.training.loop.kept import KeptResponses as KeptResponses
 from metastone_jax.training.loop.plan import describe as describe
 from metastone_jax.training.loop.recipe import Recipe as Recipe
 from metastone_jax.training.loop.recipe import parse_recipe as parse_recipe
-from metastone_jax.training.loop.run import train as train
 from metastone_jax.training.loop.setup import Setup as Setup
 from metastone_jax.training.loop.stages import Interrupted as Interrupted
 from metastone_jax.training.loop.traced import (
   answer_from_traces as answer_from_traces,
 )
+from metastone_jax.training.loop.train_run import train as train

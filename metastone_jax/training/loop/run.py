@@ -8,6 +8,7 @@ metrics named time/*.
 import functools
 import math
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,6 @@ from etils import epath
 from metastone_jax import telemetry as telemetry_lib
 from metastone_jax.checkpoints import (
   CheckpointManager,
-  write_folder,
-  write_json_atomic,
 )
 from metastone_jax.data import DataPosition
 from metastone_jax.errors import UserError
@@ -27,7 +26,7 @@ from metastone_jax.parallel import distributed
 from metastone_jax.training import optimiser
 from metastone_jax.training import state as state_lib
 from metastone_jax.training.loop import collect as collect_lib
-from metastone_jax.training.loop import folder, plan, programs
+from metastone_jax.training.loop import folder, programs
 from metastone_jax.training.loop.batches import (
   RolloutRows,
   count_tokens,
@@ -52,11 +51,19 @@ _SHOWN = {
 class Run:
   """One training run in one folder; `train` drives it."""
 
-  def __init__(self, recipe: Recipe, workdir: epath.Path, progress, stop):
+  def __init__(
+    self,
+    recipe: Recipe,
+    workdir: epath.Path,
+    progress,
+    stop,
+    check: Callable[[], None] = lambda: None,
+  ):
     self.recipe = recipe
     self.workdir = workdir
     self.progress = progress
     self.stop = stop  # only asked through stop_requested()
+    self.check = check
     self.setup = Setup.build(recipe, workdir)
     self.demonstrations = None
     if any(phase.demonstrations_per_step for phase in recipe.phases):
@@ -105,6 +112,7 @@ class Run:
     Asked at the same points by all: at the ends of steps, and between the
     pieces of an evaluation.
     """
+    self.check()
     return distributed.any_wish(
       'stop', self.stop.signal_name if self.stop.requested else None
     )
@@ -399,52 +407,3 @@ class Run:
     self.setup.verifiers.close()
     self.manager.close()
     self.writer.close()
-
-
-def train(
-  recipe: Recipe,
-  workdir: epath.PathLike,
-  *,
-  step: int | None = None,
-  resume_from_last_good: bool = False,
-) -> epath.Path:
-  """Trains a recipe in a folder; resumes what is there.
-
-  Args:
-    recipe: the run.
-    workdir: gets config.json, checkpoints/, metrics/, evaluation/, report/.
-    step: checkpoint to resume from; None = the newest.
-    resume_from_last_good: pass over damaged checkpoints.
-
-  Returns:
-    Path of report.html.
-
-  Raises:
-    UserError: bad input.
-    Interrupted: SIGTERM or SIGINT arrived; everything is saved.
-  """
-  workdir = epath.Path(workdir)
-  primary = distributed.is_primary()
-  folder.check_workdir(recipe, workdir, step)
-  with (
-    telemetry_lib.StopRequest() as stop,
-    telemetry_lib.Progress(enabled=primary) as progress,
-  ):
-    progress.phase('set-up', 1)
-    run = Run(recipe, workdir, progress, stop)
-    try:
-      progress.update(1)
-      progress.note(plan.describe(run.setup))
-      resuming = step is not None or run.manager.latest_step() is not None
-      if resuming:  # first: what is refused changes nothing
-        run.resume(step, resume_from_last_good)
-      if primary:
-        write_folder(workdir, run.setup.model_config, run.setup.files)
-        write_json_atomic(workdir / 'config.json', folder.config_dict(recipe))
-      if resuming:
-        run.stages.restore(run.phase_index)
-      else:
-        run.fresh()
-      return run.run()
-    finally:
-      run.close()

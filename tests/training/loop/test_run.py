@@ -35,6 +35,30 @@ def make_run(edit, workdir, requested=False):
     )
 
 
+class Given(Exception):  # noqa: N818
+  """The folder is somebody else's now."""
+
+
+def test_a_check_that_raises_ends_the_run_and_saves_nothing(tmp_path):
+  looks = []
+
+  def check():
+    looks.append(0)
+    if len(looks) == 2:
+      raise Given
+
+  def edit(config):
+    config.checkpoint.every = 1  # the second step would be saved
+
+  with parts.one_device(), pytest.raises(Given):
+    loop.train(parts.recipe(edit), tmp_path / 'run', check=check)
+  with CheckpointManager(tmp_path / 'run' / 'checkpoints') as checkpoints:
+    assert checkpoints.latest_step() == 1
+  # Who has the folder next goes on from there.
+  with parts.one_device():
+    loop.train(parts.recipe(edit), tmp_path / 'run')
+
+
 def _leaves(tree):
   return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
