@@ -4,7 +4,7 @@ r"""The paper's claims, and what it never ran, on models that a CPU can train.
   python -m launch.sweep --config=configs/sweeps/claims.py:smollm2
 
 The first trains one policy a seed (`configs/tiny.py`, warmed up on
-demonstrations), draws samples, and fits and judges 19 arms on them; the second
+demonstrations), draws samples, and fits and judges 20 arms on them; the second
 does 9 arms on SmolLM2-135M-Instruct. Both share runs/sweeps/claims and write
 docs/claims.md, which shows whatever of both is done (--finish: without doing
 more). What an arm is: metastone_jax/scaling/claims_list.py.
@@ -42,7 +42,8 @@ _SHARED = (
 )
 _ARMS = {
   'tiny': (
-    # Its fitted model is kept: a later policy starts from it.
+    # Its fitted model is kept: it draws samples of its own, and a later policy
+    # starts from it.
     _head('full', 'bce', 1.0, keep=True),
     *_SHARED,
     _head('full-spr', 'spr', 1.0),
@@ -207,7 +208,17 @@ def _points(name: str, seed: int, size: str) -> grid.Grid:
       head_of=first,
     ),
   ]
-  return grid.chain([base, material], arms, [later, later_material], moved)
+  own_material = _material_point(name, 'own-material', base, size, first)
+  own = _arm_point(
+    name, own_material, size, **_head('own', 'bce', 0.0), head_of=first
+  )
+  return grid.chain(
+    [base, material],
+    arms,
+    [later, later_material],
+    moved,
+    [own_material, own],
+  )
 
 
 def _base_point(
@@ -228,16 +239,19 @@ def _base_point(
   )
 
 
-def _material_point(name: str, what: str, base: dict, size: str) -> dict:
+def _material_point(
+  name: str, what: str, base: dict, size: str, policy: str = ''
+) -> dict:
   sizes = _MATERIAL[name] | _SIZES[size][0]
   return dict(
     name=f'{name}-{what}-s{base["seed"]}',
     kind='material',
-    needs=(base['name'],),
+    needs=(base['name'], policy) if policy else (base['name'],),
     set=name,
     seed=base['seed'],
     base=base['name'],
     **sizes,
+    **(dict(policy=policy) if policy else {}),
   )
 
 

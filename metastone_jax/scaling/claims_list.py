@@ -49,6 +49,7 @@ ARMS = {
   'log-prob': 'no head: mean log-probability of the tokens',
   'later': 'a new head, fitted at a later checkpoint, judging its samples',
   'transfer': 'the head of `full`, judging those samples as it is',
+  'own': '`full`, judging what its own moved backbone writes, as in use',
 }
 
 
@@ -74,10 +75,11 @@ class Side:
     return dataclasses.replace(self, arm=MAIN[name])
 
   def __str__(self) -> str:
-    """`full, geometric`, `majority vote (full)`."""
-    if self.rule in ('majority', 'single'):
-      return {'majority': 'majority vote', 'single': 'one sample'}[self.rule]
-    words = [self.arm, self.aggregator, 'vote' * (self.rule == 'vote')]
+    """`full, geometric`, `majority vote`, `full, one sample`."""
+    if self.rule == 'majority':
+      return 'majority vote'
+    rule = {'vote': 'vote', 'single': 'one sample'}.get(self.rule, '')
+    words = [self.arm, self.aggregator, rule]
     return ', '.join(word for word in words if word)
 
 
@@ -212,6 +214,22 @@ CLAIMS: tuple[Claim, ...] = (
     _MAIN,
     Side('prm'),
     metric=AUC,
+  ),
+  _no_worse(
+    'prm-own',
+    'Nor in use, where the policy that its gradient moved also writes',
+    _OPEN,
+    Side('own'),
+    Side('prm'),
+    **_ONLY_TINY,
+  ),
+  _no_worse(
+    'own-single',
+    'Fitting the head leaves single answers of the policy as right as before',
+    _OPEN,
+    Side('own', rule='single'),
+    Side('full', rule='single'),
+    **_ONLY_TINY,
   ),
   _no_worse(
     'scale',

@@ -59,19 +59,20 @@ def arm(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
       f'{", ".join(JUDGES)}'
     )
   started = time.monotonic()
-  base, task, train, heldout = material.load(job, point['material'])
-  with material.base_setup(job, base) as setup:
+  drawn = material.load(job, point['material'])
+  heldout = drawn.heldout
+  with material.base_setup(job, drawn.base) as setup:
     if point['judge'] in ('self-certainty', 'log-prob'):
       judged, said = _without_head(point, setup.model_config, heldout)
     else:
-      judged, said = _with_head(point, base, setup, train, heldout, job)
+      judged, said = _with_head(point, drawn, setup, job)
   judged.save(job.folder / 'judged.npz')
   judge_flops = said.pop('flops')
   waited = max(0.0, said['train_seconds'] - (time.monotonic() - started))
   about = About(
     arm=point['arm'],
     seed=point['seed'],
-    task=task,
+    task=drawn.task,
     set=point['set'],
     # What earlier tries spent on the fit counts too.
     seconds=waited + time.monotonic() - started,
@@ -106,8 +107,9 @@ def _without_head(point, config: ModelConfig, heldout: Drawn):
   }
 
 
-def _with_head(point, base, setup: Setup, train, heldout, job):
+def _with_head(point, drawn: material.Material, setup: Setup, job):
   """Likewise, of a head that is fitted, or another arm's."""
+  train, heldout = drawn.train, drawn.heldout
   prm = point['judge'] == 'prm'
   options = fit_lib.FitOptions.of(point)
   given = point.get('head_of')
@@ -121,7 +123,7 @@ def _with_head(point, base, setup: Setup, train, heldout, job):
       options, train, setup, point['seed'], pause=_progress(job, 'update')
     )
   else:
-    fitted = _fit_whole(point, base, options, setup, train, job)
+    fitted = _fit_whole(point, drawn, options, setup, job)
   config, position = fitted.config, options.position
   head = fitted.params['score_head']
   if kept:
@@ -141,7 +143,7 @@ def _with_head(point, base, setup: Setup, train, heldout, job):
     logit_BT, log_prob_BT = out['step_logit_BT'], out.get('log_prob_BT')
   _save_head(job, head)
   if point.get('keep'):
-    _keep(point, base, fitted, setup, job)
+    _keep(point, drawn, fitted, setup, job)
   before, after, kl = judging.policy_losses(heldout, log_prob_BT)
   backbone = config.num_backbone_parameters
   trained = 0 if given else config.num_score_parameters
@@ -176,15 +178,16 @@ def _with_head(point, base, setup: Setup, train, heldout, job):
   return judging.judged_by_head(heldout, logit_BT, position), said
 
 
-def _fit_whole(point, base, options, setup, train, job) -> fit_lib.Fitted:
+def _fit_whole(point, drawn, options, setup, job) -> fit_lib.Fitted:
   job.status('reading the checkpoint')
+  train = drawn.train
   # The optimiser triples what a row costs beside its logits.
   rows = material.rows_per_pass(setup, train.tokens_BT.shape[1], at_most=64)
   return fit_lib.fit(
     options,
     train,
     setup,
-    material.base_params(setup, job, base),
+    material.base_params(setup, job, drawn.policy),
     point['seed'],
     rows_per_pass=rows,
     folder=job.folder / 'fit',
@@ -225,7 +228,7 @@ def _load_head(job, name: str):
     return {name: data[name] for name in data.files}
 
 
-def _keep(point, base, fitted: fit_lib.Fitted, setup: Setup, job) -> None:
+def _keep(point, drawn, fitted: fit_lib.Fitted, setup: Setup, job) -> None:
   """The fitted model, as a checkpoint that others may start from."""
   config = setup.model_config
   if (
@@ -233,11 +236,11 @@ def _keep(point, base, fitted: fit_lib.Fitted, setup: Setup, job) -> None:
     or fitted.config.score_units != config.score_units
   ):
     raise UserError(
-      f'point {point["name"]}: keep is for models of the shape of {base}'
+      f'point {point["name"]}: keep is for models of the shape of {drawn.base}'
     )
   params = fitted.params
   if 'embedding' not in params:  # the head alone was fitted
-    params = {**material.base_params(setup, job, base), **params}
+    params = {**material.base_params(setup, job, drawn.policy), **params}
   with CheckpointManager(job.folder / 'fitted', max_to_keep=1) as manager:
     manager.save(0, {'train': {'params': params}}, {'arm': point['arm']})
 

@@ -5,7 +5,8 @@ Contract:
   seed, start: name of a base or arm point whose parameters it goes on from, or
   ''}. Trains in `folder/run`, and goes on there after any interruption.
 - `material`: point {base, task, train_problems, train_samples, problems,
-  samples; slots, responses drawn at a time}. Draws from that policy responses
+  samples; policy, an arm whose kept fit draws instead of the base point; slots,
+  responses drawn at a time}. Draws from that policy responses
   to training problems (without those of its demonstrations) and to held-out
   problems, verifies them, reads each once (`drawn.Drawn`) and keeps
   `train.npz`, `heldout.npz` and, last, `material.json`. Responses are kept
@@ -18,7 +19,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -46,6 +47,24 @@ _ROWS_PER_SEGMENT = 256  # that are read between two files
 _LOGIT_BYTES = 2**28  # of one pass over whole rows
 
 
+class Material(NamedTuple):
+  """Drawn responses, and whose they are.
+
+  Attributes:
+    base: base point, whose run says tokenizer, shape and sampling.
+    policy: base point, or arm with a kept fit, whose parameters drew them.
+    task: of the problems.
+    train: to fit heads on.
+    heldout: to judge.
+  """
+
+  base: str
+  policy: str
+  task: str
+  train: Drawn
+  heldout: Drawn
+
+
 def base(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
   """Trains the policy of a seed; one row: its size.
 
@@ -60,7 +79,7 @@ def base(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
     changes['start_from'] = str(checkpoints_of(job, point['start']))
   recipe = law.recipe_of({**point, 'changes': changes})
   run = job.folder / 'run'
-  loop.train(recipe, run)
+  loop.train(recipe, run, check=job.check_stop)
   config = loop.Setup.build(recipe, run, phases=False).model_config
   return [
     {
@@ -101,7 +120,7 @@ def base_setup(job, name: str) -> Iterator[loop.Setup]:
 
 
 def base_params(setup: loop.Setup, job, name: str):
-  """The parameters of a base point, on this machine's devices."""
+  """Those of a base point or a kept fit, on this machine's devices."""
   return loop.load_params(setup, str(checkpoints_of(job, name)), None)
 
 
@@ -121,7 +140,8 @@ def material(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
         f'{point["base"]}: {", ".join(setup.recipe.data.tasks)}'
       )
     job.status('reading the checkpoint')
-    params = base_params(setup, job, point['base'])
+    policy = point.get('policy') or point['base']
+    params = base_params(setup, job, policy)
     found = {split: _draw(point, split, setup, params, job) for split in SPLITS}
     # One width for both, so that they share compiled programs.
     longest = max(int(fields['length_B'].max()) for fields in found.values())
@@ -136,7 +156,8 @@ def material(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
       drawn.save(job.folder / f'{split}.npz')
       rows += _rows(point, split, drawn)
   write_json_atomic(
-    job.folder / 'material.json', {'base': point['base'], 'task': point['task']}
+    job.folder / 'material.json',
+    {'base': point['base'], 'policy': policy, 'task': point['task']},
   )
   for split in SPLITS:  # all of it is in the files above
     for folder in (_kept(job, split), _readings(job, split)):
@@ -145,8 +166,8 @@ def material(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
   return rows
 
 
-def load(job, name: str) -> tuple[str, str, Drawn, Drawn]:
-  """(base point, task, training responses, held-out ones) of a material point.
+def load(job, name: str) -> Material:
+  """What a material point has drawn.
 
   Raises:
     UserError: it is not done.
@@ -161,7 +182,12 @@ def load(job, name: str) -> tuple[str, str, Drawn, Drawn]:
     for other in [k for k in job.cache if k[0] == 'material']:
       del job.cache[other]  # one seed is enough to hold
     job.cache[key] = [Drawn.load(folder / f'{split}.npz') for split in SPLITS]
-  return about['base'], about['task'], *job.cache[key]
+  return Material(
+    about['base'],
+    about.get('policy', about['base']),
+    about['task'],
+    *job.cache[key],
+  )
 
 
 def rows_per_pass(setup: loop.Setup, width: int, at_most: int = 256) -> int:

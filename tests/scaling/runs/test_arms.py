@@ -9,7 +9,7 @@ from metastone_jax.errors import UserError
 from metastone_jax.evaluation import best_of_k
 from metastone_jax.scaling import compute
 from metastone_jax.scaling.judged import About, Judged
-from metastone_jax.scaling.runs import arms, head_cost, material
+from metastone_jax.scaling.runs import arms, head_cost, judging, material
 from metastone_jax.training import loop
 from tests.scaling.runs.conftest import BASE, MATERIAL
 from tests.training.loop.parts import one_device
@@ -104,7 +104,7 @@ def test_what_arms_cost(done, policy):
   # A separate model reads everything, a head scores marks.
   shape = head_cost.shape_of(config)
   sweep, _ = done
-  _, _, _, heldout = material.load(sweep.job('x'), 'material')
+  heldout = material.load(sweep.job('x'), 'material').heldout
   marks_B = np.maximum(1, heldout.mark_BT.sum(axis=1))
   judge = compute.of_prm(
     shape,
@@ -166,7 +166,7 @@ def test_a_head_on_a_later_policy(done):
   assert about.parameters_trained == 0 and about.train_seconds == 0
   assert about.options['head_of'] == 'arm-full'
   # The head's words on the later features, by hand.
-  _, _, _, heldout = material.load(sweep.job('x'), 'later-material')
+  heldout = material.load(sweep.job('x'), 'later-material').heldout
   with np.load(sweep.job('arm-full').folder / 'head.npz') as head:
     hidden = heldout.feature_MD @ head['hidden_kernel'] + head['hidden_bias']
     z_M = np.maximum(hidden, 0) @ head['output_kernel'] + head['output_bias']
@@ -189,6 +189,59 @@ def test_a_head_on_a_later_policy(done):
     np.abs(start['embedding'] - x['embedding']).mean() for x in (full, base)
   ]
   assert apart[0] < apart[1]
+
+
+def test_a_kept_fit_draws_and_judges_its_own_samples(done):
+  """Both are the fitted model's: its backbone's draws, its whole judgement."""
+  sweep, _ = done
+  drawn_by = MATERIAL | {'name': 'own-material', 'policy': 'arm-full'}
+  with one_device():
+    sweep.do(material.material, drawn_by)
+  own = material.load(sweep.job('x'), 'own-material')
+  assert (own.base, own.policy) == ('base', 'arm-full')
+  other = material.load(sweep.job('x'), 'material').heldout
+  assert list(own.heldout.problem_ids) == list(other.problem_ids)
+  point = _point('own', material='own-material', head_of='arm-full')
+  _, judged, about = _do(sweep, point)
+  assert about.kl_policy == 0 and about.parameters_trained == 0
+
+  def reading(name):
+    """Logits and log-probs of these samples by one whole pass of a model."""
+    with one_device(), material.base_setup(sweep.job('x'), 'base') as setup:
+      params = material.base_params(setup, sweep.job('x'), name)
+      return judging.score_rows(
+        params,
+        own.heldout,
+        'before',
+        config=setup.model_config,
+        sharder=setup.sharder,
+        rows_per_pass=8,
+        with_log_prob=True,
+      )
+
+  fitted, base = reading('arm-full'), reading('base')
+  mask_BT = own.heldout.response_BT
+  gap = np.abs(own.heldout.log_prob_BT - fitted['log_prob_BT'])[mask_BT]
+  assert gap.max() < 1e-4
+  gap = np.abs(own.heldout.log_prob_BT - base['log_prob_BT'])[mask_BT]
+  assert gap.max() > 1e-2
+  expected = judging.judged_by_head(
+    own.heldout, fitted['step_logit_BT'], 'before'
+  )
+  np.testing.assert_allclose(
+    judged.score_PN('geometric'), expected.score_PN('geometric'), atol=1e-4
+  )
+  # What is fitted on these samples goes on from the model that drew them.
+  still = _point(
+    'still', material='own-material', gradient_scale=1.0, keep=True
+  ) | {'epochs': 1, 'backbone_learning_rate': 0.0}
+  _do(sweep, still)
+  with one_device(), material.base_setup(sweep.job('x'), 'base') as setup:
+    one, two = (
+      material.base_params(setup, sweep.job('x'), name)
+      for name in ('arm-still', 'arm-full')
+    )
+  np.testing.assert_array_equal(one['embedding'], two['embedding'])
 
 
 def test_a_stopped_arm_begins_again_or_goes_on(done):

@@ -22,7 +22,7 @@ def _options(**changes) -> FitOptions:
 
 def _whole(policy, options, folder, **more) -> fit_lib.Fitted:
   sweep, setup = policy
-  _, _, train, _ = material.load(sweep.job('x'), 'material')
+  train = material.load(sweep.job('x'), 'material').train
   params = material.base_params(setup, sweep.job('x'), 'base')
   return fit_lib.fit(
     options, train, setup, params, 7, rows_per_pass=4, folder=folder, **more
@@ -40,7 +40,7 @@ def _close(a, b, **tolerance):
 )
 def test_kept_features_give_the_same_head(policy, tmp_path, changes):
   sweep, setup = policy
-  _, _, train, heldout = material.load(sweep.job('x'), 'material')
+  *_, train, heldout = material.load(sweep.job('x'), 'material')
   options = _options(**changes)
   short = fit_lib.fit_features(options, train, setup, 7)
   whole = _whole(policy, options, tmp_path / 'fit')
@@ -116,7 +116,7 @@ def test_a_long_fit_goes_on_where_it_was(policy, tmp_path):
 
 def test_the_fit_lowers_the_losses_it_has(policy, tmp_path):
   sweep, setup = policy
-  _, _, train, _ = material.load(sweep.job('x'), 'material')
+  train = material.load(sweep.job('x'), 'material').train
 
   def losses(params):
     """(score loss over all responses, how far the policy has moved)."""
@@ -224,7 +224,7 @@ def test_options_of_a_point_and_refusals(policy):
   with pytest.raises(UserError, match='5 responses are fewer'):
     _options().updates(5)
   sweep, setup = policy
-  _, _, train, _ = material.load(sweep.job('x'), 'material')
+  train = material.load(sweep.job('x'), 'material').train
   for changes in ({'position': 'at'}, {'feature_layer': 1}):
     with pytest.raises(UserError, match='needs its backbone'):
       fit_lib.fit_features(_options(**changes), train, setup, 0)

@@ -24,7 +24,7 @@ def test_certainty_is_the_divergence_from_uniform():
 def test_readings_against_float64(policy):
   """Kept log-probs and certainties, from logits of the whole model."""
   sweep, setup = policy
-  _, _, _, heldout = material.load(sweep.job('x'), 'material')
+  heldout = material.load(sweep.job('x'), 'material').heldout
   params = material.base_params(setup, sweep.job('x'), 'base')
   config = setup.model_config
   rows = heldout.rows('before')
@@ -67,7 +67,7 @@ def test_means_are_over_the_mask():
 @pytest.mark.parametrize('position', ['before', 'at', 'end'])
 def test_logits_go_where_their_steps_are(policy, position):
   sweep, _ = policy
-  _, _, _, heldout = material.load(sweep.job('x'), 'material')
+  heldout = material.load(sweep.job('x'), 'material').heldout
   z_BT = np.random.default_rng(1).normal(size=heldout.tokens_BT.shape)
   mask_BT = heldout.step_mask_BT(position)
   judged = judging.judged_by_head(heldout, z_BT, position)

@@ -26,8 +26,8 @@ def test_rows_say_the_size_and_how_right_the_policy_is(claims_sweep):
 
 def test_rows_are_prompt_and_response_with_their_marks(policy):
   sweep, setup = policy
-  base, task, train, heldout = material.load(sweep.job('x'), 'material')
-  assert (base, task) == ('base', 'signs')
+  base, who, task, train, heldout = material.load(sweep.job('x'), 'material')
+  assert (base, who, task) == ('base', 'base', 'signs')
   assert train.shape == (8, 4) and heldout.shape == (6, 4)
   config = setup.evaluation_sampling
   for drawn in (train, heldout):
@@ -57,7 +57,7 @@ def test_rows_are_prompt_and_response_with_their_marks(policy):
 
 def test_the_splits_share_no_problem_and_no_demonstration(policy):
   sweep, setup = policy
-  _, _, train, heldout = material.load(sweep.job('x'), 'material')
+  *_, train, heldout = material.load(sweep.job('x'), 'material')
   prompts = [
     {tuple(t[:n]) for t, n in zip(d.tokens_BT, d.prompt_length_B, strict=True)}
     for d in (train, heldout)
@@ -95,7 +95,7 @@ def test_a_stopped_point_goes_on_to_the_same_responses(claims_sweep):
 
 def test_features_are_kept_at_marks_and_ends(policy):
   sweep, _ = policy
-  _, _, train, _ = material.load(sweep.job('x'), 'material')
+  train = material.load(sweep.job('x'), 'material').train
   D = train.feature_MD.shape[1]
   whole_BTD = np.zeros((*train.read_BT.shape, D), np.float32)
   whole_BTD[train.read_BT] = train.feature_MD
@@ -129,7 +129,7 @@ def test_what_is_missing_is_named(claims_sweep, tmp_path):
 def test_marks_are_those_of_the_score_head(policy):
   """The mask on whole rows, cut to the response."""
   sweep, setup = policy
-  _, _, train, _ = material.load(sweep.job('x'), 'material')
+  train = material.load(sweep.job('x'), 'material').train
   config = setup.evaluation_sampling
   mask_BT = sprm.step_feature_mask(
     train.tokens_BT,
