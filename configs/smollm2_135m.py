@@ -32,7 +32,8 @@ def get_config(arg: str = ''):
 
   c.data = dict(
     tokenizer='source',  # the one that comes with the model
-    step_marks=('\n\n', '\n'),  # ".\n\n" is two tokens here
+    # ".\n\n" is two tokens here, and a blank may go with a line's end.
+    step_marks=('\n\n', '\n', '\n\n '),
     think_tags=(),  # it has none
     instruction='',  # appended to every question, e.g. how to give the answer
     folder='',  # where tasks that read files find them

@@ -1,8 +1,13 @@
 """The start-up plan: what will run, in numbers, before anything runs."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from metastone_jax import sprm
+from metastone_jax.data import DemonstrationDataset
 from metastone_jax.telemetry.progress import format_count
 from metastone_jax.training.loop.recipe import PhaseConfig
 from metastone_jax.training.loop.row_plan import RowPlan
@@ -156,5 +161,64 @@ def describe(setup: Setup) -> str:
     )
     lines.append(
       f'    arithmetic {step_flops(setup, phase) / 1e9:.1f} GFLOP a step'
+    )
+  return '\n'.join(lines)
+
+
+def describe_steps(
+  setup: Setup, demonstrations: DemonstrationDataset, count: int = 256
+) -> str:
+  """What the step marks find in demonstrations, and which line ends they miss.
+
+  A tokenizer may write the end of a line in several ways, of which
+  `data.step_marks` names some: a step that ends otherwise is never scored.
+
+  Args:
+    setup: of the run.
+    demonstrations: of the run.
+    count: of them that are read.
+
+  Returns:
+    A line on the marks; another one where tokens of the thinking hold a line
+    break and are no marks.
+  """
+  rows = demonstrations.batch_at(demonstrations.start(), count)
+  tokens_BT, decode = rows['tokens_BT'], setup.tokenizer.decode
+  place_T = np.arange(tokens_BT.shape[1])
+  response_BT = place_T >= rows['prompt_length_B'][:, None] - 1
+  config = setup.evaluation_sampling
+  marks = set(config.step_ids)
+  breaks = {i for i in np.unique(tokens_BT).tolist() if '\n' in decode([i])}
+
+  def ended_by(ids: set[int]) -> collections.Counter:
+    """Token -> steps of these demonstrations that it ends."""
+    mask_BT = response_BT & sprm.step_feature_mask(
+      tokens_BT,
+      step_ids=sorted(ids),
+      think_start_id=config.think_start_id,
+      think_end_id=config.think_end_id,
+      side=config.score_side,
+    )
+    return collections.Counter(tokens_BT[:, 1:][mask_BT[:, :-1]].tolist())
+
+  def listed(found: collections.Counter) -> str:
+    return ', '.join(
+      f'{decode([i])!r} {n / len(tokens_BT):.2g}'
+      for i, n in found.most_common(4)
+    )
+
+  found, every = ended_by(marks), ended_by(marks | breaks)
+  missed = collections.Counter(
+    {i: n for i, n in every.items() if i not in marks}
+  )
+  mean = found.total() / len(tokens_BT)
+  lines = [
+    f'  steps        {mean:.2g} a demonstration, ended by '
+    + (listed(found) or 'none of data.step_marks')
+  ]
+  if missed:
+    lines.append(
+      f'    no marks   {listed(missed)} a demonstration: tokens with a line '
+      'break that are not in data.step_marks'
     )
   return '\n'.join(lines)

