@@ -4,13 +4,13 @@ r"""The paper's claims, and what it never ran, on models that a CPU can train.
   python -m launch.sweep --config=configs/sweeps/claims.py:smollm2
 
 The first trains one policy a seed (`configs/tiny.py`, warmed up on
-demonstrations), draws samples, and fits and judges 20 arms on them; the second
+demonstrations), draws samples, and fits and judges 21 arms on them; the second
 does 9 arms on SmolLM2-135M-Instruct. Both share runs/sweeps/claims and write
 docs/claims.md, which shows whatever of both is done (--finish: without doing
 more). What an arm is: metastone_jax/scaling/claims_list.py.
 
 Arguments, separated by commas: `smollm2` (that set instead of the tiny one),
-`seeds=N` (3 tiny, 1 SmolLM2; more may be added later to the same folder),
+`seeds=N` (5 tiny, 1 SmolLM2; more may be added later to the same folder),
 `large` (six times the samples of smollm2, for an accelerator; other values of
 the same points, so it wants a --workdir without them), `smoke` (a folder of its
 own, under ten minutes: to see all of it work).
@@ -21,7 +21,7 @@ import ml_collections
 from metastone_jax import grid
 
 _COMMAND = 'python -m launch.sweep --config=configs/sweeps/claims.py'
-_SEEDS = {'tiny': 3, 'smollm2': 1}
+_SEEDS = {'tiny': 5, 'smollm2': 1}
 
 
 def _head(arm: str, loss: str, scale: float, **more) -> dict:
@@ -33,18 +33,18 @@ _SHARED = (
   _head('scale-1e-4', 'bce', 1e-4),
   _head('frozen', 'bce', 0.0),
   _head('frozen-spr', 'spr', 0.0),
-  # What moves the backbone of scale-1e-4 but for its score gradient.
-  _head('lm-only', 'bce', 0.0, lm_alone=True),
   # The same copy of the backbone, fitted whole, beside the policy.
   dict(arm='prm', judge='prm', loss='bce', gradient_scale=1.0),
   dict(arm='self-certainty', judge='self-certainty'),
   dict(arm='log-prob', judge='log-prob'),
 )
+# What moves the backbone of scale-1e-4 but for its score gradient.
+_LM_ONLY = _head('lm-only', 'bce', 0.0, lm_alone=True)
 _ARMS = {
   'tiny': (
-    # Its fitted model is kept: it draws samples of its own, and a later policy
-    # starts from it.
+    # Kept fits draw samples of their own; a later policy starts from `full`.
     _head('full', 'bce', 1.0, keep=True),
+    _LM_ONLY | dict(keep=True),
     *_SHARED,
     _head('full-spr', 'spr', 1.0),
     _head('full-soft', 'soft', 1.0),
@@ -58,10 +58,13 @@ _ARMS = {
   ),
   'smollm2': (
     _head('full', 'bce', 1.0),
+    _LM_ONLY,
     *_SHARED,
     _head('outcome', 'bce', 1e-4, position='end'),
   ),
 }
+# Arm -> the kept fit of this set's whose own samples its head judges.
+_OWN = {'own': 'full', 'own-lm-only': 'lm-only'}
 # Evaluations inside a run are not what this sweep is for.
 _QUIET = {
   'phases.warmup.evaluate_every': 0,
@@ -194,7 +197,8 @@ def _points(name: str, seed: int, size: str) -> grid.Grid:
   arms = [_arm_point(name, material, size, **arm) for arm in _ARMS[name]]
   if name == 'smollm2':
     return grid.chain([base, material], arms)
-  first = next(arm['name'] for arm in arms if arm['arm'] == 'full')
+  names = {arm['arm']: arm['name'] for arm in arms}
+  first = names['full']
   later = _base_point(name, 'later-base', seed, size, start=first, **_LATER)
   later_material = _material_point(name, 'later-material', later, size)
   moved = [
@@ -208,16 +212,21 @@ def _points(name: str, seed: int, size: str) -> grid.Grid:
       head_of=first,
     ),
   ]
-  own_material = _material_point(name, 'own-material', base, size, first)
-  own = _arm_point(
-    name, own_material, size, **_head('own', 'bce', 0.0), head_of=first
-  )
+  own_materials = [
+    _material_point(name, f'{own}-material', base, size, names[arm])
+    for own, arm in _OWN.items()
+  ]
+  owns = [
+    _arm_point(name, drawn, size, **_head(own, 'bce', 0.0), head_of=names[arm])
+    for drawn, (own, arm) in zip(own_materials, _OWN.items(), strict=True)
+  ]
   return grid.chain(
     [base, material],
     arms,
     [later, later_material],
     moved,
-    [own_material, own],
+    own_materials,
+    owns,
   )
 
 

@@ -50,6 +50,7 @@ ARMS = {
   'later': 'a new head, fitted at a later checkpoint, judging its samples',
   'transfer': 'the head of `full`, judging those samples as it is',
   'own': '`full`, judging what its own moved backbone writes, as in use',
+  'own-lm-only': '`lm-only`, likewise',
 }
 
 
@@ -229,6 +230,14 @@ CLAIMS: tuple[Claim, ...] = (
     _OPEN,
     Side('own', rule='single'),
     Side('full', rule='single'),
+    **_ONLY_TINY,
+  ),
+  _no_worse(
+    'own-gradient',
+    'Of that the gradient of the score loss costs nothing',
+    _OPEN,
+    Side('own', rule='single'),
+    Side('own-lm-only', rule='single'),
     **_ONLY_TINY,
   ),
   _no_worse(

@@ -84,7 +84,8 @@ def page(
     'The claims of the paper and its released code, and questions that they '
     'leave open, at a size that a CPU can run. All arms of a seed start from '
     'one warmed checkpoint and judge the same held-out samples (`later` and '
-    '`transfer`: those of a later policy; `own`: its own).',
+    '`transfer`: those of a later policy; `own` and `own-lm-only`: '
+    'their own).',
     f'Made by `{command}`; every number is computed anew from the samples that '
     'the workdir keeps.',
     '\n'.join(f'- {fact}' for fact in facts),
