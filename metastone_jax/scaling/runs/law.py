@@ -8,7 +8,8 @@ Contract:
   of P held-out problems once and derives every k and strategy from them. Keeps
   in its folder: `samples.npz` (EvaluationSamples), `marks.npz` (StepMarks) and
   `values.npz` (LawValues: each row's accuracy and cost a PROBLEM, what a
-  bootstrap over problems needs).
+  bootstrap over problems needs). Candidates are kept while they are drawn: an
+  interrupted point goes on.
 
 Rows of `sample`, one a strategy, k and first milestone: width, parameters,
 seed, budget, strategy, first_milestone (tokens; pruned alone), k, accuracy in
@@ -22,7 +23,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,12 @@ import metastone_jax
 from metastone_jax.checkpoints import CheckpointManager
 from metastone_jax.errors import UserError
 from metastone_jax.evaluation import EvaluationSamples, intervals
-from metastone_jax.sampling.engine import Candidate, Request
 from metastone_jax.scaling import compute, strategies
 from metastone_jax.scaling.job import REMOVE_POINT, needs_keys
+from metastone_jax.scaling.runs.kept_candidates import (
+  BudgetSampler,
+  KeptCandidates,
+)
 from metastone_jax.scaling.runs.pruned import StepMarks
 from metastone_jax.telemetry import files
 from metastone_jax.training import loop
@@ -142,7 +146,7 @@ def sample(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
 
   Raises:
     UserError: the run is not there, N below the largest k, a bad budget.
-    Interrupted: asked to stop; the drawing begins again.
+    Interrupted: asked to stop; what is drawn is kept.
   """
   needs_keys(point, *_SAMPLE_KEYS)
   ks, number = point['ks'], point['samples']
@@ -181,28 +185,6 @@ def _setup(run: epath.Path, job) -> loop.Setup:
   return job.cache[key]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sampler(loop.Sampler):
-  """Draws with a budget of thinking tokens, and remembers the candidates.
-
-  The budget goes with the requests: it is data there, so all budgets share
-  their compiled programs.
-  """
-
-  budget: int | None = None
-  drawn: list[Candidate] = dataclasses.field(default_factory=list)
-
-  def draw(self, params, requests: Sequence[Request]) -> Iterator[Candidate]:
-    """As `Sampler.draw`."""
-    asked = [
-      dataclasses.replace(request, thinking_budget=self.budget)
-      for request in requests
-    ]
-    for candidate in super().draw(params, asked):
-      self.drawn.append(candidate)
-      yield candidate
-
-
 def _drawn(point, run, setup, job) -> tuple[EvaluationSamples, StepMarks]:
   """Samples and their marks: kept ones, or drawn and kept."""
   paths = job.folder / 'samples.npz', job.folder / 'marks.npz'
@@ -217,14 +199,17 @@ def _drawn(point, run, setup, job) -> tuple[EvaluationSamples, StepMarks]:
       f'point {point["name"]}: budget={point["budget"]} thinking tokens must '
       f'be 0 (none) or below {draw.max_response_length}, the longest response'
     )
-  sampler = _Sampler.build(
+  sampler = BudgetSampler.build(
     setup,
     draw,
     problems=shape[0],
     samples=shape[1],
     slots=point.get('slots', _SLOTS),
   )
-  sampler = dataclasses.replace(sampler, budget=point['budget'] or None)
+  kept = KeptCandidates(job.folder / 'candidates')
+  sampler = dataclasses.replace(
+    sampler, budget=point['budget'] or None, kept=kept
+  )
   evaluator = loop.Evaluator(setup, sampler)
   if evaluator.count(point['task'], shape[0]) < shape[0]:
     raise UserError(
@@ -233,14 +218,15 @@ def _drawn(point, run, setup, job) -> tuple[EvaluationSamples, StepMarks]:
     )
   job.status('reading the checkpoint')
   params = loop.load_params(setup, str(run / 'checkpoints'), None)
-  samples = evaluator.evaluate(
-    params,
-    point['task'],
-    num_problems=shape[0],
-    num_samples=shape[1],
-    progress=lambda done, total: job.status(f'{done} of {total} responses'),
-    pause=job.check_stop,
-  )
+  with kept:
+    samples = evaluator.evaluate(
+      params,
+      point['task'],
+      num_problems=shape[0],
+      num_samples=shape[1],
+      progress=lambda done, total: job.status(f'{done} of {total} responses'),
+      pause=job.check_stop,
+    )
   drawn = sorted(sampler.drawn, key=lambda c: (c.request.draw, c.number))
   marks = StepMarks.of_rollout(
     stack(drawn, shape[0], draw),
@@ -249,6 +235,7 @@ def _drawn(point, run, setup, job) -> tuple[EvaluationSamples, StepMarks]:
   )
   marks.save(paths[1])
   samples.save(paths[0])
+  kept.remove()
   return samples, marks
 
 

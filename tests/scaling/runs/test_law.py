@@ -10,6 +10,7 @@ from etils import epath
 from metastone_jax.data import Tokenizer
 from metastone_jax.errors import UserError
 from metastone_jax.evaluation import EvaluationSamples, best_of_k, pass_at_k
+from metastone_jax.sampling.engine import Engine
 from metastone_jax.scaling.runs import law
 from metastone_jax.scaling.runs.pruned import StepMarks
 from metastone_jax.training import loop
@@ -179,6 +180,48 @@ def test_what_is_drawn_is_not_drawn_again(trained):
   more = Job(root, 'stopped')
   assert law.sample({**point, 'problems': 6}, more) != rows
   assert more.said
+
+
+def test_an_interrupted_drawing_goes_on(trained, monkeypatch):
+  """With the same rows, samples and marks, and without drawing twice."""
+  root, _ = trained
+  point = sample_point(name='whole', slots=8)
+  rows = law.sample(point, Job(root, 'whole'))
+  drawn = []
+  run = Engine.run
+
+  def counted(self, requests):
+    for candidate in run(self, requests):
+      drawn.append((candidate.request.draw, candidate.number))
+      yield candidate
+
+  monkeypatch.setattr(Engine, 'run', counted)
+  for _ in range(2):  # each after a piece of 8 responses
+    with pytest.raises(loop.Interrupted):
+      law.sample({**point, 'name': 'cut'}, Job(root, 'cut', stop_at=1))
+  assert 8 <= len(drawn) < 40
+  cut = Job(root, 'cut')
+  assert any((cut.folder / 'candidates').iterdir())
+  assert law.sample({**point, 'name': 'cut'}, cut) == rows
+  assert len(drawn) == len(set(drawn)) == 40
+  for name in ('marks.npz', 'values.npz'):
+    one, two = (root / 'points' / n / name for n in ('whole', 'cut'))
+    with np.load(one) as a, np.load(two) as b:
+      for key in a.files:
+        if key == 'logit_PNS':  # other responses beside it: a last bit
+          np.testing.assert_allclose(a[key], b[key], atol=1e-5)
+        else:
+          np.testing.assert_array_equal(a[key], b[key])
+  assert not (cut.folder / 'candidates').exists()
+
+
+def test_a_broken_segment_of_candidates_is_named(trained):
+  root, _ = trained
+  job = Job(root, 'broken')
+  (job.folder / 'candidates').mkdir()
+  (job.folder / 'candidates' / 'x.npz').write_bytes(b'no')
+  with pytest.raises(UserError, match='x.npz: not a whole segment'):
+    law.sample(sample_point(name='broken'), job)
 
 
 @pytest.mark.parametrize(
