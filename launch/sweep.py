@@ -110,6 +110,8 @@ def main() -> None:
     raise UserError(f'--page={page}: is a folder; give a Markdown file')
   with files.writing(workdir, 'no point was begun; give another --workdir'):
     plan_lib.keep(plan, workdir)
+  if _WORKER.value is None:
+    runners.check_done(plan, workdir)
   if _WORKER.value is not None:
     _work(plan, workdir, f'[worker {_WORKER.value}] ')
     # Every point is done or has failed. Here the command that started the

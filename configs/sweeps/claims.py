@@ -4,8 +4,8 @@ r"""The paper's claims, and what it never ran, on models that a CPU can train.
   python -m launch.sweep --config=configs/sweeps/claims.py:smollm2
 
 The first trains one policy a seed (`configs/tiny.py`, warmed up on
-demonstrations), draws samples, and fits and judges 21 arms on them; the second
-does 9 arms on SmolLM2-135M-Instruct. Both share runs/sweeps/claims and write
+demonstrations), draws samples, and fits and judges 23 arms on them; the second
+does 10 arms on SmolLM2-135M-Instruct. Both share runs/sweeps/claims and write
 docs/claims.md, which shows whatever of both is done (--finish: without doing
 more). What an arm is: metastone_jax/scaling/claims_list.py.
 
@@ -32,6 +32,7 @@ def _head(arm: str, loss: str, scale: float, **more) -> dict:
 _SHARED = (
   _head('scale-1e-4', 'bce', 1e-4),
   _head('frozen', 'bce', 0.0),
+  _head('frozen-short', 'bce', 0.0, longer=1),
   _head('frozen-spr', 'spr', 0.0),
   # The same copy of the backbone, fitted whole, beside the policy.
   dict(arm='prm', judge='prm', loss='bce', gradient_scale=1.0),
@@ -52,6 +53,8 @@ _ARMS = {
     _head('layer-1', 'bce', 1.0, feature_layer=1),
     _head('layer-2', 'bce', 1.0, feature_layer=2),
     _head('position-at', 'bce', 1.0, position='at'),
+    # A trace of `signs` is right if its last step leaves 0, if it is honest.
+    dict(arm='written', judge='written', text=' 0'),
     _head('width-half', 'bce', 1.0, width=48),
     _head('width-4x', 'bce', 1.0, width=768),
     _head('outcome', 'bce', 1.0, position='end'),
@@ -269,8 +272,9 @@ def _arm_point(
 ) -> dict:
   needs = (material['name'], head_of) if head_of else (material['name'],)
   fit = _FIT[name] | _SIZES[size][1]
-  if arm.get('gradient_scale') == 0 and not arm.get('lm_alone'):
-    fit['epochs'] *= 8  # a head alone costs seconds
+  frozen = arm.get('gradient_scale') == 0 and not arm.get('lm_alone')
+  # A head alone costs seconds.
+  fit['epochs'] *= arm.pop('longer', 8 if frozen else 1)
   return dict(
     name=f'{name}-{arm["arm"]}-s{material["seed"]}',
     kind='arm',

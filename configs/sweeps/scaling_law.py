@@ -19,10 +19,11 @@ from metastone_jax import grid
 # The shape of configs/tiny.py (width 96) narrower and wider: 0.12, 0.44 and
 # 0.96 M parameters.
 _WIDTHS = (48, 96, 144)
-# Of a problem with 4 numbers the thinking takes 21 tokens, with 5 it takes 26:
-# 16 cuts all of them after three steps, 24 cuts the last sum of the longer
-# ones. 0 = no budget.
-_BUDGETS = (16, 24, 0)
+# A step takes 5 tokens with its mark, and each of a problem's 4 or 5 numbers a
+# step. So 15 ends all traces before their last step, 20 the longer ones; a
+# budget within a step would end it before its mark, which no model here has
+# seen. 0 = no budget.
+_BUDGETS = (15, 20, 0)
 # Evaluations inside a run are not what this sweep is for.
 _RUN = {
   'phases.warmup.evaluate_every': 0,
@@ -40,7 +41,8 @@ _DRAW = dict(
   problems=256,  # held out
   samples=128,  # a problem: at k = 64 every sample is in half of all subsets
   ks=(1, 2, 4, 8, 16, 32, 64),
-  first_milestones=(10, 20),  # tokens, where pruning looks first: 2 or 4 steps
+  # Tokens, where pruning looks first: after 2 or 3 steps.
+  first_milestones=(10, 15),
   slots=512,  # responses that are drawn at a time
 )
 _SMOKE_RUN = {

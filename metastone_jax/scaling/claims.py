@@ -292,6 +292,9 @@ class Finding:
     mean_a: of side a, over the seeds that both sides have; NaN without any.
     mean_b: of side b.
     difference: a - b; None where an arm is missing.
+    last: likewise, by the last step alone on all sides that aggregate step
+      scores and for which the claim names no aggregator; None where it names
+      one, or where no side has any.
     seeds: that both sides have.
     p: one-sided, against the claim's border (0, or -margin).
     holm: p after Holm's correction over the claims of the set.
@@ -305,6 +308,7 @@ class Finding:
   mean_a: float = math.nan
   mean_b: float = math.nan
   difference: Estimate | None = None
+  last: Estimate | None = None
   seeds: tuple[int, ...] = ()
   p: float = math.nan
   holm: float = math.nan
@@ -352,10 +356,32 @@ def _finding(arms: Arms, claim: Claim, name: str, k: int) -> Finding:
     float(a_SP.mean()),
     float(b_SP.mean()),
     difference,
+    _by_last_step(arms, claim, a, b, seeds, k),
     tuple(seeds),
     difference.p_above(border),
     same=bool(np.abs(a_SP - b_SP).max() <= _ROUNDING),
   )
+
+
+def _by_last_step(arms, claim, a: Side, b: Side, seeds, k) -> Estimate | None:
+  def scored(side: Side) -> bool:
+    return (
+      side.rule in ('best', 'vote') and arms[side.arm, seeds[0]].judged.has_head
+    )
+
+  if a.aggregator or b.aggregator or not (scored(a) or scored(b)):
+    return None
+  a_SP, b_SP = (
+    side_SP(
+      arms,
+      dataclasses.replace(side, aggregator='last') if scored(side) else side,
+      seeds,
+      k,
+      claim.metric,
+    )
+    for side in (a, b)
+  )
+  return estimate(a_SP - b_SP)
 
 
 def verdict(kind: str, margin: float, low: float, high: float) -> str:

@@ -56,6 +56,11 @@ class SetReport:
     found = [value for value in found if value is not None]
     return sum(found) / len(found) if found else None
 
+  def has_head(self, arm: str) -> bool:
+    """Whether it gives scores to steps."""
+    seed = min(claims.seeds_of(self.arms, arm))
+    return self.arms[arm, seed].judged.has_head
+
   def options(self, arm: str) -> dict[str, Any]:
     """How it was fitted, of its first seed."""
     seed = min(claims.seeds_of(self.arms, arm))
@@ -115,6 +120,10 @@ _METHOD = f"""## How to read it
   {100 * claims_list.MATTERS:g} point, so that a gain that would matter is ruled
   out; that of a 'no worse' claim ends below -{100 * claims_list.TOLERATED:g}.
   Else **unclear**.
+- Verdicts are by the trace score of the paper, the geometric mean of all step
+  scores. **By the last step alone**: the same contrast where every fitted side
+  is read at its last step only. Where the two differ, the arms differ in what
+  they say of early steps, not in what they know at the end.
 - Many claims at once: p is one-sided against the claim's border, after Holm's
   correction over the claims of its set. A supported claim with p above 0.025
   may be luck (†)."""
@@ -217,6 +226,7 @@ def verdict_table(findings: Sequence[Finding]) -> tables.Table:
     'contrast',
     'a, b',
     'a - b, points (interval)',
+    'by the last step alone',
     'seeds',
     'verdict',
     'p (Holm)',
@@ -227,11 +237,11 @@ def verdict_table(findings: Sequence[Finding]) -> tables.Table:
     contrast = f'{f.a} {_sign(f)} {f.b}' + ', AUC' * auc
     row = [f.claim.text, f.claim.source, contrast]
     if f.difference is None:
-      rows.append([*row, '', '', '0', 'not run', ''])
+      rows.append([*row, '', '', '', '0', 'not run', ''])
       continue
     if f.verdict == claims.UNDEFINED:
       undefined = 'undefined: no problem has right and wrong samples'
-      rows.append([*row, '', '', str(len(f.seeds)), undefined, ''])
+      rows.append([*row, '', '', '', str(len(f.seeds)), undefined, ''])
       continue
     sides = f'{100 * f.mean_a:.1f}, {100 * f.mean_b:.1f}'
     rows.append(
@@ -239,6 +249,7 @@ def verdict_table(findings: Sequence[Finding]) -> tables.Table:
         *row,
         sides,
         points(f.difference),
+        '' if f.last is None or math.isnan(f.last.mean) else points(f.last),
         str(len(f.seeds)),
         verdict_words(f),
         p_value(f.holm),
@@ -279,6 +290,7 @@ def arm_table(one: SetReport) -> tables.Table:
     'what',
     'seeds',
     f'best-of-{one.k}, %',
+    'by the last step alone, %',
     'AUC within',
     'KL',
     'LM before, after',
@@ -291,6 +303,10 @@ def arm_table(one: SetReport) -> tables.Table:
     options = one.options(arm)
     best = claims.measure(one.arms, Side(arm), one.k)
     auc = claims.measure(one.arms, Side(arm), one.k, claims_list.AUC)
+    last = ''
+    if one.has_head(arm):
+      side = Side(arm, aggregator='last')
+      last = interval(claims.measure(one.arms, side, one.k), 1, 100)
     losses = [one.about(arm, f'lm_loss_{when}') for when in ('before', 'after')]
     rows.append(
       [
@@ -298,6 +314,7 @@ def arm_table(one: SetReport) -> tables.Table:
         claims_list.ARMS.get(arm, ''),
         str(best.seeds),
         interval(best, 1, 100),
+        last,
         interval(auc, 3),
         _number(one.about(arm, 'kl_policy'), '.2g'),
         '' if None in losses else ', '.join(f'{x:.3f}' for x in losses),

@@ -206,7 +206,13 @@ def test_holm_against_its_definition():
 
 
 def test_findings_of_known_arms():
-  skills = {'full': 0.6, 'prm': 0.6, 'outcome': -1.0, 'layer-1': 3.0}
+  skills = {
+    'full': 0.6,
+    'prm': 0.6,
+    'position-at': 0.6,
+    'outcome': -1.0,
+    'layer-1': 3.0,
+  }
   arms = {
     (name, seed): parts.arm(name, seed, skill, problems=150)
     for name, skill in skills.items()
@@ -220,17 +226,37 @@ def test_findings_of_known_arms():
   assert found['majority'].verdict == SUPPORTED
   assert found['layer-1'].verdict == NOT
   assert found['layer-1'].difference.high < 0
-  assert found['position'].verdict == ''
-  assert found['position'].difference is None
+  assert found['width-4x'].verdict == ''
+  assert found['width-4x'].difference is None
   assert found['product'].same  # all traces have as many steps
   assert not found['last-step'].same
   one = found['outcome']
   assert one.difference.mean == pytest.approx(one.mean_a - one.mean_b)
   assert one.mean_a == pytest.approx(
     np.mean(
-      [claims.accuracy_P(arms['full', s], Side('full'), 8) for s in (0, 1)]
+      [
+        claims.accuracy_P(arms['position-at', s], Side('position-at'), 8)
+        for s in (0, 1)
+      ]
     )
   )
+  # The same by the last step, where both sides are read so.
+  a_SP, b_SP = (
+    claims.side_SP(arms, Side(n, aggregator='last'), (0, 1), 8, 'accuracy')
+    for n in ('position-at', 'outcome')
+  )
+  assert one.last == claims.estimate(a_SP - b_SP)
+  assert one.last.mean != one.difference.mean
+  # The majority vote has no steps; a claim on aggregators names its own.
+  majority_SP, best_SP = (
+    claims.side_SP(arms, side, range(3), 8, 'accuracy')
+    for side in (
+      Side('full', rule='majority'),
+      Side('full', aggregator='last'),
+    )
+  )
+  assert found['majority'].last == claims.estimate(best_SP - majority_SP)
+  assert found['product'].last is None
   measured = [f for f in found.values() if f.difference is not None]
   assert all(f.holm >= f.p for f in measured)
 
@@ -242,7 +268,7 @@ def test_arms_of_other_problems_are_refused():
     other.judged, problem_ids=[f'q{p}' for p in range(40)]
   )
   arms['prm', 0] = Arm(moved, other.about)
-  with pytest.raises(UserError, match=r'claim prm: full and prm judge differ'):
+  with pytest.raises(UserError, match=r'claim prm-full: full and prm judge'):
     claims.findings(arms, 'tiny')
   arms = {('full', 0): arms['full', 0], ('full', 1): arms['prm', 0]}
   with pytest.raises(UserError, match='seed 1 judges other problems'):

@@ -12,6 +12,8 @@ Contract: point {arm, set, seed, material, judge, keep}, and
 |                | reads every response beside the policy                      |
 | self-certainty | no head, see `judging`                                      |
 | log-prob       | no head, see `judging`                                      |
+| written        | no head: 1 where the token before the last mark is the      |
+|                | point's `text`, else 0                                      |
 
 Keeps `judged.npz`, `head.npz` (of arms with a head), with `keep` the whole
 model in `fitted/` (others may start from it), and `about.json`, last. The state
@@ -21,6 +23,7 @@ Rows: accuracy of best-of-k by the arm's score over all k-subsets, and AUC
 within problems.
 """
 
+import dataclasses
 import io
 import time
 from collections.abc import Mapping
@@ -41,7 +44,8 @@ from metastone_jax.scaling.runs.drawn import Drawn
 from metastone_jax.telemetry.files import write_bytes_atomic
 from metastone_jax.training.loop import Setup
 
-JUDGES = ('head', 'prm', 'self-certainty', 'log-prob')
+_HEADS = ('head', 'prm')
+JUDGES = (*_HEADS, 'self-certainty', 'log-prob', 'written')
 _KS = (1, 2, 4, 8)
 
 
@@ -62,10 +66,10 @@ def arm(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
   drawn = material.load(job, point['material'])
   heldout = drawn.heldout
   with material.base_setup(job, drawn.base) as setup:
-    if point['judge'] in ('self-certainty', 'log-prob'):
-      judged, said = _without_head(point, setup.model_config, heldout)
-    else:
+    if point['judge'] in _HEADS:
       judged, said = _with_head(point, drawn, setup, job)
+    else:
+      judged, said = _without_head(point, setup, heldout)
   judged.save(job.folder / 'judged.npz')
   judge_flops = said.pop('flops')
   waited = max(0.0, said['train_seconds'] - (time.monotonic() - started))
@@ -86,14 +90,19 @@ def arm(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
   return _rows(point, judged)
 
 
-def _without_head(point, config: ModelConfig, heldout: Drawn):
+def _without_head(point, setup: Setup, heldout: Drawn):
   """Judged, and fields of About."""
+  each = 1.0
   if point['judge'] == 'log-prob':
     value_B = judging.mean_over(heldout.log_prob_BT, heldout.response_BT)
-    each = 1.0
+  elif point['judge'] == 'written':
+    needs_keys(point, 'text')
+    value_B = judging.ends_with(heldout, setup.tokenizer.id_of(point['text']))
+    each = 0.0
   else:
     value_B = heldout.certainty_B
-    each = float(config.vocab_size)  # the sampler has the log-probs; a sum
+    # The sampler has the log-probs; a sum.
+    each = float(setup.model_config.vocab_size)
   loss, _, _ = judging.policy_losses(heldout, None)
   return judging.judged_by_value(heldout, value_B), {
     'train_seconds': 0.0,
@@ -145,7 +154,7 @@ def _with_head(point, drawn: material.Material, setup: Setup, job):
   if point.get('keep'):
     _keep(point, drawn, fitted, setup, job)
   before, after, kl = judging.policy_losses(heldout, log_prob_BT)
-  backbone = config.num_backbone_parameters
+  backbone = _below_head(config) if prm else config.num_backbone_parameters
   trained = 0 if given else config.num_score_parameters
   if options.moves_backbone and not given:
     trained += backbone
@@ -212,6 +221,16 @@ def _flops(config: ModelConfig, heldout: Drawn, position: str, prm: bool):
     share = config.split / config.num_layers
     flops += share * config.prefill_flops(heldout.length_B).sum()
   return flops / heldout.shape[0]
+
+
+def _below_head(config: ModelConfig) -> int:
+  """Parameters of the embedding and the blocks that the head reads."""
+  whole = config.num_backbone_parameters
+  more = dataclasses.replace(config, num_layers=config.num_layers + 1)
+  block = more.num_backbone_parameters - whole
+  unembedding = config.vocab_size * config.width
+  behind = config.width + (0 if config.tied_embeddings else unembedding)
+  return whole - (config.num_layers - config.split) * block - behind
 
 
 def _save_head(job, head) -> None:

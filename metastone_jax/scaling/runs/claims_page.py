@@ -28,7 +28,7 @@ from metastone_jax.scaling import (
 )
 from metastone_jax.scaling.claims import Arm
 from metastone_jax.scaling.judged import About, Judged
-from metastone_jax.scaling.runs import head_cost
+from metastone_jax.scaling.runs import head_cost, law
 from metastone_jax.telemetry import files
 
 # Arms whose aggregators are drawn, besides the main one.
@@ -236,6 +236,9 @@ def _facts(points, workdir: epath.Path) -> list[str]:
   folders = [plan.point_folder(workdir, point['name']) for point in points]
   devices = {_time(f)['device'] for f in folders if table.is_done(f)} - {''}
   return [
+    *law.draws_of(folders),
+    'Seeds differ in initial parameters, order, draws and the problems that '
+    'heads are fitted on; demonstrations and held-out problems are the same.',
     f'Points were done on: {", ".join(sorted(devices)) or "nothing yet"}.',
     f'Page made on {os.cpu_count()} CPU cores ({platform.machine()}, '
     f'{platform.system()}), metastone_jax {metastone_jax.__version__}.',

@@ -172,6 +172,22 @@ def judged_by_head(
   )
 
 
+def ends_with(drawn: Drawn, token: int) -> np.ndarray:
+  """1 where the last step of a trace ends with this token, else 0.
+
+  Args:
+    drawn: B responses.
+    token: that stands before the last mark; a trace without a mark has 0.
+
+  Returns:
+    float32 B.
+  """
+  mark_BT = drawn.mark_BT
+  last_B = mark_BT.shape[1] - 1 - mark_BT[:, ::-1].argmax(axis=1)
+  token_B = drawn.tokens_BT[np.arange(len(last_B)), last_B]
+  return ((token_B == token) & mark_BT.any(axis=1)).astype(np.float32)
+
+
 def judged_by_value(drawn: Drawn, value_B: np.ndarray) -> Judged:
   """The samples with one value each, higher = better."""
   count_B = drawn.mark_BT.sum(axis=1)

@@ -23,7 +23,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,63 @@ def recipe_of(point: Mapping[str, Any]) -> loop.Recipe:
         )
     place[last] = value
   return loop.parse_recipe(config)
+
+
+def draws_of(folders: Sequence[epath.Path]) -> list[str]:
+  """Sentences on how the runs in these folders draw, each once."""
+  found = set()
+  for folder in folders:
+    path = folder / 'run' / 'config.json'
+    if path.exists():
+      draw = loop.recipe_from_dict(json.loads(path.read_text())).sampling
+      found.add((draw.evaluation_temperature, draw.evaluation_top_p))
+  return [
+    f'Samples are drawn at temperature {temperature:g}, top-p {top_p:g}.'
+    for temperature, top_p in sorted(found)
+  ]
+
+
+def check_done(point: Mapping[str, Any], folder: epath.Path) -> None:
+  """Refuses a trained point whose recipe is another one now.
+
+  Args:
+    point: of the sweep, done.
+    folder: its.
+
+  Raises:
+    UserError: some value of the recipe has changed since it was trained.
+  """
+  path = folder / 'run' / 'config.json'
+  if not path.exists():  # no point that trains
+    return
+  was, now = (
+    _flat(json.loads(json.dumps(loop.config_dict(recipe))))
+    for recipe in (
+      loop.recipe_from_dict(json.loads(path.read_text())),
+      recipe_of(point),
+    )
+  )
+  # Where it started lies in the folder of the sweep, which may have moved.
+  keys = sorted(k for k in {*was, *now} if was.get(k) != now.get(k))
+  keys = [key for key in keys if key != 'start_from']
+  if keys:
+    key = keys[0]
+    raise UserError(
+      f'point {point["name"]}: {point["recipe"]} has changed since it was '
+      f'trained in {folder}: {key} was {was.get(key)!r}, is {now.get(key)!r}; '
+      'give the sweep another --workdir, or remove the folder of this point '
+      'and of those that need it'
+    )
+
+
+def _flat(tree, name: str = '') -> dict[str, Any]:
+  """Dotted key -> value."""
+  if not isinstance(tree, dict) or not tree:
+    return {name: tree}
+  found = {}
+  for key, value in tree.items():
+    found |= _flat(value, f'{name}.{key}' if name else key)
+  return found
 
 
 def load_config(text: str):

@@ -30,7 +30,7 @@ from metastone_jax.scaling import (
 )
 from metastone_jax.scaling.curve import Curve
 from metastone_jax.scaling.page_text import aligned_table, words
-from metastone_jax.scaling.runs import law_curves, law_tables
+from metastone_jax.scaling.runs import law, law_curves, law_tables
 from metastone_jax.scaling.runs.law_curves import Drawn, LawCurve
 from metastone_jax.scaling.strategies import STRATEGIES
 from metastone_jax.telemetry import files
@@ -204,8 +204,10 @@ def _made(config, workdir, rows, drawn, missing, command: str) -> str:
     else:
       sampled[name] = seconds[name]
   machines = sorted({row['device'] for row in times} - {''})
+  folders = [plan.point_folder(workdir, name) for name in planned.points]
   lines = [
     f'- command: `{command}`',
+    *(f'- {text}' for text in law.draws_of(folders)),
     f'- points done on: {", ".join(machines) or "nothing yet"}; page made on '
     f'{os.cpu_count()} CPU cores ({platform.machine()}, {platform.system()}), '
     f'metastone_jax {metastone_jax.__version__}',

@@ -91,6 +91,9 @@ def base(point: Mapping[str, Any], job) -> list[dict[str, Any]]:
   ]
 
 
+check_done = law.check_done
+
+
 def checkpoints_of(job, name: str) -> epath.Path:
   """Where the parameters of a base point, or of a kept fit, are."""
   folder = job.folder_of(name)

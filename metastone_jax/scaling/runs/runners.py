@@ -9,7 +9,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from etils import epath
+
 from metastone_jax.errors import UserError
+from metastone_jax.scaling import plan, table
 
 _RUNS = 'metastone_jax.scaling.runs'
 
@@ -75,6 +78,22 @@ def check_page(config: Mapping[str, Any]) -> None:
   module = sys.modules[page(config['kind']).__module__]
   if hasattr(module, 'check'):
     module.check(config)
+
+
+def check_done(points: plan.Plan, workdir: epath.Path) -> None:
+  """Refuses points that are done but would not come out the same now.
+
+  Only what their runner's module can see: `check_done(point, folder)`.
+
+  Raises:
+    UserError: as that function says.
+  """
+  for name, point in points.points.items():
+    folder = plan.point_folder(workdir, name)
+    if table.is_done(folder):
+      module = sys.modules[runner(point['kind']).__module__]
+      if hasattr(module, 'check_done'):
+        module.check_done(point, folder)
 
 
 def _function(kind: str, known: dict[str, str]) -> Callable:

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -55,6 +56,7 @@ def done(claims_sweep):
     _point('prm', judge='prm', gradient_scale=1.0),
     _point('log-prob', judge='log-prob'),
     _point('self-certainty', judge='self-certainty'),
+    _point('written', judge='written', text=' 0'),
   ]
   return sweep, {point['arm']: _do(sweep, point) for point in points}
 
@@ -86,8 +88,28 @@ def test_rows_are_the_estimators_of_what_is_kept(done):
     assert ('best-of-k', 8) not in values  # there are 4 samples
 
 
+def test_what_is_written_last(done, policy):
+  """Against the texts."""
+  sweep, found = done
+  _, setup = policy
+  heldout = material.load(sweep.job('x'), 'material').heldout
+  decode = setup.tokenizer.decode
+  expected = []
+  for b, length in enumerate(heldout.length_B):
+    ids = heldout.tokens_BT[b, heldout.prompt_length_B[b] : length].tolist()
+    text = decode(ids)
+    thinking = text.rpartition('</think>')[0] or text
+    steps = thinking.split('.\n\n')[:-1]
+    expected.append(bool(steps) and steps[-1].endswith(' 0'))
+  judged = found['written'][1]
+  np.testing.assert_array_equal(judged.value_PN.reshape(-1), expected)
+  assert 0 < np.mean(expected) < 1
+  with one_device(), pytest.raises(UserError, match='has no text'):
+    sweep.do(arms.arm, _point('mute', judge='written'))
+
+
 def test_what_arms_cost(done, policy):
-  _, found = done
+  sweep, found = done
   _, setup = policy
   config = setup.model_config
   about = {arm: value[2] for arm, value in found.items()}
@@ -98,12 +120,18 @@ def test_what_arms_cost(done, policy):
   assert about['frozen'].parameters_trained == head
   assert about['full'].parameters_trained == head + backbone
   assert about['full'].parameters_extra == head
-  assert about['prm'].parameters_extra == head + backbone
+  # The copy ends below its head: no last block, final norm, unembedding.
+  job = sweep.job('x')
+  params = material.base_params(setup, job, 'base')
+  below = params['embedding'], params['low']
+  copy = sum(x.size for x in jax.tree.leaves(below))
+  assert copy < backbone
+  assert about['prm'].parameters_extra == head + copy
+  assert about['prm'].parameters_trained == head + copy
   assert about['odd'].parameters_extra == 8 * (config.width + 2) + 1
   assert about['log-prob'].parameters_extra == 0
   # A separate model reads everything, a head scores marks.
   shape = head_cost.shape_of(config)
-  sweep, _ = done
   heldout = material.load(sweep.job('x'), 'material').heldout
   marks_B = np.maximum(1, heldout.mark_BT.sum(axis=1))
   judge = compute.of_prm(

@@ -137,7 +137,7 @@ def test_nothing_done_yet(workdir):
 
 
 def test_policies_that_solve_nothing_have_no_auc(workdir):
-  leave(workdir, 'tiny', {'full': 1.0, 'prm': 1.0}, [0])
+  leave(workdir, 'tiny', {'full': 1.0, 'frozen': 1.0, 'prm': 1.0}, [0])
   for folder in (workdir / 'points').iterdir():
     arm = parts.arm('full', 0, 1.0).judged
     wrong = parts.judged(arm.correct_PN & False, arm.step_logit_PNS)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -180,6 +181,31 @@ def test_what_is_drawn_is_not_drawn_again(trained):
   more = Job(root, 'stopped')
   assert law.sample({**point, 'problems': 6}, more) != rows
   assert more.said
+
+
+def test_a_recipe_that_has_changed_is_named(trained, tmp_path):
+  root, _ = trained
+  folder = root / 'points' / 't'
+  law.check_done(TRAIN, folder)
+  changed = {**TRAIN, 'recipe': str(tmp_path / 'other.py')}
+  text = pathlib.Path(RECIPE).read_text()
+  (tmp_path / 'other.py').write_text(
+    text
+    + '\n\n_first = get_config\n\n\ndef get_config(arg=""):\n'
+    + "  config = _first()\n  config.data.step_marks = ('\\n',)\n"
+    + '  return config\n'
+  )
+  with pytest.raises(UserError, match='data.step_marks was .* is .*workdir'):
+    law.check_done(changed, folder)
+  law.check_done(changed, folder / 'nothing')  # no run there
+
+
+def test_how_a_run_draws(trained):
+  root, _ = trained
+  folder = root / 'points' / 't'
+  assert law.draws_of([folder, folder, root]) == [
+    'Samples are drawn at temperature 1, top-p 1.'
+  ]
 
 
 def test_an_interrupted_drawing_goes_on(trained, monkeypatch):
