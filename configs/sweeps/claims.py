@@ -11,9 +11,10 @@ more). What an arm is: metastone_jax/scaling/claims_list.py.
 
 Arguments, separated by commas: `smollm2` (that set instead of the tiny one),
 `seeds=N` (5 tiny, 1 SmolLM2; more may be added later to the same folder),
-`large` (six times the samples of smollm2, for an accelerator; other values of
-the same points, so it wants a --workdir without them), `smoke` (a folder of its
-own, under ten minutes: to see all of it work).
+`large` (six times the samples of smollm2 to fit on, nearly three times to
+judge, for an accelerator; other values of the same points, so it wants a
+--workdir without them), `smoke` (a folder of its own, under ten minutes: to see
+all of it work).
 """
 
 import ml_collections
@@ -113,7 +114,7 @@ _MATERIAL = {
     samples=8,
   ),
 }
-_LARGE_MATERIAL = dict(train_problems=768, problems=512)
+_LARGE_MATERIAL = dict(train_problems=768, problems=512, samples=16)
 _FIT = {
   'tiny': dict(
     # Over the samples. Four times as many updates take `full` to the oracle,
