@@ -48,6 +48,17 @@ def _tries(tmp_path):
   }
 
 
+def test_a_done_point_that_would_come_out_otherwise_is_refused(sweep, tmp_path):
+  assert sweep()[0] == 0
+  tries = _tries(tmp_path)
+  (tmp_path / 'work' / 'points' / 'p0-1' / 'stale').write_text('')
+  code, _, err = sweep()
+  assert code == 2 and 'point p0-1: its recipe has changed' in err
+  assert _tries(tmp_path) == tries
+  # What is there can still be seen.
+  assert sweep('', '--finish')[0] == 0
+
+
 def test_a_sweep_to_its_page_and_again(sweep, tmp_path):
   code, out, err = sweep()
   assert code == 0, err

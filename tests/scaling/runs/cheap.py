@@ -37,6 +37,11 @@ def add(point, job):
   ]
 
 
+def check_done(point, folder):
+  if (folder / 'stale').exists():
+    raise UserError(f'point {point["name"]}: its recipe has changed')
+
+
 def refuse(point, job):
   raise UserError(f'{point["name"]}: no such\n  file')
 
