@@ -207,21 +207,21 @@ CLAIMS: tuple[Claim, ...] = (
   ),
   _no_worse(
     'prm-scale',
-    'Nor does it with a gradient of 1e-4 into the backbone',
+    'Nor does a head with a gradient of 1e-4 into the backbone',
     'the same; released code: 1e-4',
     Side('scale-1e-4'),
     Side('prm'),
   ),
   _no_worse(
     'prm-full',
-    'Nor does a reward model that shares its backbone with the policy',
+    'A reward model that shares the backbone loses nothing against that',
     _OPEN,
     Side('full'),
     Side('prm'),
   ),
   _no_worse(
     'prm-auc',
-    'The small head tells right from wrong no less well than that',
+    'The small head tells right from wrong no less well than a reward model',
     _OPEN,
     Side('frozen'),
     Side('prm'),
@@ -229,7 +229,7 @@ CLAIMS: tuple[Claim, ...] = (
   ),
   _no_worse(
     'prm-own',
-    'Nor does that in use, where the policy that it moved also writes',
+    'Nor in use, where the policy that its gradient moved writes the samples',
     _OPEN,
     Side('own'),
     Side('prm'),
@@ -245,7 +245,7 @@ CLAIMS: tuple[Claim, ...] = (
   ),
   _no_worse(
     'own-gradient',
-    'The gradient of the score loss costs them nothing',
+    'The gradient of the score loss costs single answers nothing',
     _OPEN,
     Side('own', rule='single'),
     Side('own-lm-only', rule='single'),
@@ -267,7 +267,7 @@ CLAIMS: tuple[Claim, ...] = (
   ),
   Claim(
     'scale-frozen',
-    'It beats a frozen backbone, after as many updates',
+    'A gradient of 1e-4 beats a frozen backbone, after as many updates',
     'released code: 1e-4, not 0',
     Side('scale-1e-4'),
     Side('frozen-short'),

@@ -17,9 +17,7 @@ from absl import logging
 from etils import epath
 
 from metastone_jax import telemetry as telemetry_lib
-from metastone_jax.checkpoints import (
-  CheckpointManager,
-)
+from metastone_jax.checkpoints import CheckpointManager
 from metastone_jax.data import DataPosition
 from metastone_jax.errors import UserError
 from metastone_jax.parallel import distributed
