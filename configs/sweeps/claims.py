@@ -5,15 +5,15 @@ r"""The paper's claims, and what it never ran, on models that a CPU can train.
 
 The first trains one policy a seed (`configs/tiny.py`, warmed up on
 demonstrations), draws samples, and fits and judges 23 arms on them, five seeds
-in little more than an hour on 2 cores; the second does 10 arms on
-SmolLM2-135M-Instruct. Both share runs/sweeps/claims and write
+in little more than an hour on 2 cores; the second does 8 arms on
+SmolLM2-135M-Instruct, in an afternoon. Both share runs/sweeps/claims and write
 docs/claims.md, which shows whatever of both is done (--finish: without doing
 more). What an arm is: metastone_jax/scaling/claims_list.py.
 
 Arguments, separated by commas: `smollm2` (that set instead of the tiny one),
 `seeds=N` (5 tiny, 1 SmolLM2; more may be added later to the same folder),
-`large` (six times the samples of smollm2 to fit on, nearly three times to
-judge, for an accelerator; other values of the same points, so it wants a
+`large` (of smollm2, for an accelerator: 10 arms, six times the samples to fit
+on, four times to judge; other values of the same points, so it wants a
 --workdir without them), `smoke` (a folder of its own, under ten minutes: to see
 all of it work).
 """
@@ -61,13 +61,10 @@ _ARMS = {
     _head('width-4x', 'bce', 1.0, width=768),
     _head('outcome', 'bce', 1.0, position='end'),
   ),
-  'smollm2': (
-    _head('full', 'bce', 1.0),
-    _LM_ONLY,
-    *_SHARED,
-    _head('outcome', 'bce', 1e-4, position='end'),
-  ),
+  'smollm2': (_head('full', 'bce', 1.0), *_SHARED),
 }
+# Of smollm2 with large or smoke: on two cores each takes half an hour and more.
+_LARGE_ARMS = (_LM_ONLY, _head('outcome', 'bce', 1e-4, position='end'))
 # Arm -> the kept fit of this set's whose own samples its head judges.
 _OWN = {'own': 'full', 'own-lm-only': 'lm-only'}
 # Evaluations inside a run are not what this sweep is for.
@@ -111,7 +108,7 @@ _MATERIAL = {
     task='chain_sum',
     train_problems=128,
     train_samples=8,
-    problems=384,
+    problems=256,
     samples=8,
   ),
 }
@@ -199,7 +196,8 @@ def _points(name: str, seed: int, size: str) -> grid.Grid:
   """All points of a set and seed."""
   base = _base_point(name, 'base', seed, size, **_BASE[name])
   material = _material_point(name, 'material', base, size)
-  arms = [_arm_point(name, material, size, **arm) for arm in _ARMS[name]]
+  given = _ARMS[name] + (_LARGE_ARMS if name == 'smollm2' and size else ())
+  arms = [_arm_point(name, material, size, **arm) for arm in given]
   if name == 'smollm2':
     return grid.chain([base, material], arms)
   names = {arm['arm']: arm['name'] for arm in arms}
