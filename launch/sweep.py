@@ -110,8 +110,6 @@ def main() -> None:
     raise UserError(f'--page={page}: is a folder; give a Markdown file')
   with files.writing(workdir, 'no point was begun; give another --workdir'):
     plan_lib.keep(plan, workdir)
-  if _WORKER.value is None:
-    runners.check_done(plan, workdir)
   if _WORKER.value is not None:
     _work(plan, workdir, f'[worker {_WORKER.value}] ')
     # Every point is done or has failed. Here the command that started the
@@ -120,6 +118,7 @@ def main() -> None:
       _finish(config, workdir)
       _report(plan, workdir)
     return
+  runners.check_done(plan, workdir)
   with files.writing(workdir, 'no point was begun; give another --workdir'):
     worker.forget_failures(plan, workdir)
   broken: list[str] = []

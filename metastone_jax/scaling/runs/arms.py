@@ -24,7 +24,6 @@ within problems.
 """
 
 import dataclasses
-import io
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -36,12 +35,12 @@ from metastone_jax.checkpoints import CheckpointManager
 from metastone_jax.errors import UserError
 from metastone_jax.evaluation import best_of_k, pass_at_k
 from metastone_jax.model import ModelConfig
-from metastone_jax.scaling.job import needs_keys
+from metastone_jax.scaling.job import REMOVE_POINT, needs_keys
 from metastone_jax.scaling.judged import About, Judged
 from metastone_jax.scaling.runs import fit as fit_lib
 from metastone_jax.scaling.runs import judging, material
 from metastone_jax.scaling.runs.drawn import Drawn
-from metastone_jax.telemetry.files import write_bytes_atomic
+from metastone_jax.telemetry.files import reading_arrays, write_arrays
 from metastone_jax.training.loop import Setup
 
 _HEADS = ('head', 'prm')
@@ -234,16 +233,15 @@ def _below_head(config: ModelConfig) -> int:
 
 
 def _save_head(job, head) -> None:
-  buffer = io.BytesIO()
-  np.savez(buffer, **{name: np.asarray(x) for name, x in head.items()})
-  write_bytes_atomic(job.folder / 'head.npz', buffer.getvalue())
+  arrays = {name: np.asarray(x) for name, x in head.items()}
+  write_arrays(job.folder / 'head.npz', arrays, compress=False)
 
 
 def _load_head(job, name: str):
   path = job.folder_of(name) / 'head.npz'
   if not path.exists():
     raise UserError(f'{path}: no such head; do point {name} first')
-  with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
+  with reading_arrays(path, 'score head', REMOVE_POINT) as data:
     return {name: data[name] for name in data.files}
 
 

@@ -8,8 +8,6 @@ logits of step marks too, which `training.loop.KeptResponses` does not.
 """
 
 import dataclasses
-import time
-import uuid
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,18 +18,13 @@ from metastone_jax.scaling.job import REMOVE_POINT
 from metastone_jax.telemetry import files
 from metastone_jax.training import loop
 
-# Seconds between two segments: at least so many, and a share of all so far.
-_SECONDS, _SHARE = 10.0, 0.02
 # One a token; all candidates of a segment behind one another.
 _TOKEN_ARRAYS = ('token_R', 'log_prob_R', 'forced_R', 'step_logit_R')
 _ARRAYS = ('number', 'reason', 'last_logit')
 
 
-class KeptCandidates:
-  """The folder of one point; a context manager that writes the rest.
-
-  Args:
-    folder: of the segments; made with the first one.
+class KeptCandidates(loop.Segments):
+  """The folder of one point.
 
   Attributes:
     found: (draw index, number) -> arrays of a candidate, from the folder.
@@ -41,50 +34,28 @@ class KeptCandidates:
   """
 
   def __init__(self, folder: epath.Path):
-    self._folder = folder
-    self._fresh: list[Candidate] = []
-    self._started = self._written = time.monotonic()
+    super().__init__(folder)
     self.found: dict[tuple[int, int], dict] = {}
     for path in sorted(files.children(folder)):
       if path.suffix == '.npz' and not path.name.startswith('.'):
         self._read(path)
 
-  def add(self, candidate: Candidate) -> None:
-    """One more; a segment follows within some seconds."""
-    self._fresh.append(candidate)
-    now = time.monotonic()
-    if now - self._written > max(_SECONDS, _SHARE * (now - self._started)):
-      self.flush()
-
-  def flush(self) -> None:
-    """Writes what no segment has yet."""
-    self._written = time.monotonic()
-    if not self._fresh:
-      return
+  def _write(self, name: str, items: Sequence[Candidate]) -> None:
     arrays = {
-      name: np.concatenate([getattr(c, name) for c in self._fresh])
-      for name in _TOKEN_ARRAYS
+      key: np.concatenate([getattr(c, key) for c in items])
+      for key in _TOKEN_ARRAYS
     }
-    for name in _ARRAYS:
-      arrays[name] = np.array([getattr(c, name) for c in self._fresh])
-    arrays['draw'] = np.array([c.request.draw for c in self._fresh])
-    arrays['length'] = np.array([len(c.token_R) for c in self._fresh])
-    files.write_arrays(
-      self._folder / f'{uuid.uuid4().hex}.npz', arrays, compress=False
-    )
-    self._fresh = []
+    for key in _ARRAYS:
+      arrays[key] = np.array([getattr(c, key) for c in items])
+    arrays['draw'] = np.array([c.request.draw for c in items])
+    arrays['length'] = np.array([len(c.token_R) for c in items])
+    files.write_arrays(self._folder / f'{name}.npz', arrays, compress=False)
 
   def remove(self) -> None:
     """Everything is in other files now."""
     self._fresh = []
     if self._folder.exists():
       self._folder.rmtree()
-
-  def __enter__(self) -> 'KeptCandidates':
-    return self
-
-  def __exit__(self, *_) -> None:
-    self.flush()
 
   def _read(self, path: epath.Path) -> None:
     with files.reading_arrays(path, 'segment of candidates', REMOVE_POINT) as f:

@@ -114,9 +114,9 @@ def draws_of(folders: Sequence[epath.Path]) -> list[str]:
   """Sentences on how the runs in these folders draw, each once."""
   found = set()
   for folder in folders:
-    path = folder / 'run' / 'config.json'
-    if path.exists():
-      draw = loop.recipe_from_dict(json.loads(path.read_text())).sampling
+    recipe = kept_recipe(folder / 'run')
+    if recipe is not None:
+      draw = recipe.sampling
       found.add((draw.evaluation_temperature, draw.evaluation_top_p))
   return [
     f'Samples are drawn at temperature {temperature:g}, top-p {top_p:g}.'
@@ -134,37 +134,27 @@ def check_done(point: Mapping[str, Any], folder: epath.Path) -> None:
   Raises:
     UserError: some value of the recipe has changed since it was trained.
   """
-  path = folder / 'run' / 'config.json'
-  if not path.exists():  # no point that trains
+  recipe = kept_recipe(folder / 'run')
+  if recipe is None:  # no point that trains
     return
-  was, now = (
-    _flat(json.loads(json.dumps(loop.config_dict(recipe))))
-    for recipe in (
-      loop.recipe_from_dict(json.loads(path.read_text())),
-      recipe_of(point),
-    )
-  )
-  # Where it started lies in the folder of the sweep, which may have moved.
-  keys = sorted(k for k in {*was, *now} if was.get(k) != now.get(k))
-  keys = [key for key in keys if key != 'start_from']
-  if keys:
-    key = keys[0]
-    raise UserError(
-      f'point {point["name"]}: {point["recipe"]} has changed since it was '
-      f'trained in {folder}: {key} was {was.get(key)!r}, is {now.get(key)!r}; '
-      'give the sweep another --workdir, or remove the folder of this point '
-      'and of those that need it'
-    )
+  both = (loop.config_dict(r) for r in (recipe, recipe_of(point)))
+  for key, was, now in loop.differences(*both):
+    # Where it started lies in the folder of the sweep, which may have moved.
+    if key != 'start_from':
+      raise UserError(
+        f'point {point["name"]}: {point["recipe"]} has changed since it was '
+        f'trained in {folder}: {key} was {was!r}, is {now!r}; give the sweep '
+        'another --workdir, or remove the folder of this point and of those '
+        'that need it'
+      )
 
 
-def _flat(tree, name: str = '') -> dict[str, Any]:
-  """Dotted key -> value."""
-  if not isinstance(tree, dict) or not tree:
-    return {name: tree}
-  found = {}
-  for key, value in tree.items():
-    found |= _flat(value, f'{name}.{key}' if name else key)
-  return found
+def kept_recipe(run: epath.Path) -> loop.Recipe | None:
+  """The recipe that a run's folder was trained by; None = it is none."""
+  path = run / 'config.json'
+  if not path.exists():
+    return None
+  return loop.recipe_from_dict(json.loads(path.read_text()))
 
 
 def load_config(text: str):
@@ -234,10 +224,9 @@ def _setup(run: epath.Path, job) -> loop.Setup:
   """Of a trained point; three budgets share one."""
   key = ('setup', str(run))
   if key not in job.cache:
-    path = run / 'config.json'
-    if not path.exists():
+    recipe = kept_recipe(run)
+    if recipe is None:
       raise UserError(f'{run} is no folder of a run: it has no config.json')
-    recipe = loop.recipe_from_dict(json.loads(path.read_text()))
     job.cache[key] = loop.Setup.build(recipe, run, phases=False)
   return job.cache[key]
 

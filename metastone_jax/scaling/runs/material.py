@@ -16,7 +16,6 @@ Draws depend on (seed, split index, candidate) alone.
 """
 
 import contextlib
-import io
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -30,10 +29,10 @@ from metastone_jax.checkpoints import write_json_atomic
 from metastone_jax.data import assemble_rows
 from metastone_jax.data.rows import pad_rows
 from metastone_jax.errors import UserError
-from metastone_jax.scaling.job import needs_keys
+from metastone_jax.scaling.job import REMOVE_POINT, needs_keys
 from metastone_jax.scaling.runs import judging, law
 from metastone_jax.scaling.runs.drawn import Drawn
-from metastone_jax.telemetry.files import write_bytes_atomic
+from metastone_jax.telemetry.files import reading_arrays, write_arrays
 from metastone_jax.training import loop
 from metastone_jax.training.loop.collect import base_rows
 
@@ -109,12 +108,11 @@ def base_setup(job, name: str) -> Iterator[loop.Setup]:
     UserError: no such run.
   """
   run = job.folder_of(name) / 'run'
-  path = run / 'config.json'
-  if not path.exists():
+  recipe = law.kept_recipe(run)
+  if recipe is None:
     raise UserError(
       f'{run} is no folder of a run (no config.json); do point {name} first'
     )
-  recipe = loop.recipe_from_dict(json.loads(path.read_text()))
   setup = loop.Setup.build(recipe, run, phases=False)
   try:
     yield setup
@@ -187,7 +185,7 @@ def load(job, name: str) -> Material:
     job.cache[key] = [Drawn.load(folder / f'{split}.npz') for split in SPLITS]
   return Material(
     about['base'],
-    about.get('policy', about['base']),
+    about['policy'],
     about['task'],
     *job.cache[key],
   )
@@ -309,10 +307,8 @@ def _read(split, fields, setup, params, job) -> Drawn:
         setup,
         job,
       )
-      buffer = io.BytesIO()
-      np.savez(buffer, **part)
-      write_bytes_atomic(path, buffer.getvalue())
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
+      write_arrays(path, part, compress=False)
+    with reading_arrays(path, 'file of readings', REMOVE_POINT) as data:
       parts.append({name: data[name] for name in data.files})
   return Drawn(
     **fields,

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax
@@ -141,24 +141,27 @@ def check_same_recipe(recipe: Recipe, path: epath.Path) -> None:
     raise UserError(
       f'{path} is damaged ({error}); restore it, or give another --workdir'
     ) from error
-  if old == new:
-    return
+  for key, a, b in differences(old, new):
+    raise UserError(
+      f'{path} belongs to another recipe ({key}: {a!r} there, {b!r} here); '
+      'give the same config to resume, or another --workdir'
+    )
 
-  def differing(a, b, where):
-    if isinstance(a, dict) and isinstance(b, dict):
-      for name in sorted(set(a) | set(b)):
-        yield from differing(a.get(name), b.get(name), f'{where}.{name}')
-    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-      for i, (x, y) in enumerate(zip(a, b, strict=True)):
-        yield from differing(x, y, f'{where}[{i}]')
-    elif a != b:
-      if isinstance(a, list) and isinstance(b, list):  # phases by their names
-        a, b = (
-          [x['name'] if isinstance(x, dict) else x for x in xs] for xs in (a, b)
-        )
-      yield f'{where.lstrip(".")}: {a!r} there, {b!r} here'
 
-  raise UserError(
-    f'{path} belongs to another recipe ({next(differing(old, new, ""))}); '
-    'give the same config to resume, or another --workdir'
-  )
+def differences(
+  a: Any, b: Any, key: str = ''
+) -> Iterator[tuple[str, Any, Any]]:
+  """(key, value of a, value of b) where two of `config_dict` differ."""
+  if isinstance(a, dict) and isinstance(b, dict):
+    for name in sorted(set(a) | set(b)):
+      inner = f'{key}.{name}' if key else name
+      yield from differences(a.get(name), b.get(name), inner)
+  elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+    for i, (x, y) in enumerate(zip(a, b, strict=True)):
+      yield from differences(x, y, f'{key}[{i}]')
+  elif a != b:
+    if isinstance(a, list) and isinstance(b, list):  # phases by their names
+      a, b = (
+        [x['name'] if isinstance(x, dict) else x for x in xs] for xs in (a, b)
+      )
+    yield key, a, b

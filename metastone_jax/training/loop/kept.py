@@ -7,10 +7,13 @@ are cheap beside draws, and come again, by other rules too. Who draws asks
 read if it is shared; where it is not, each goes on with its own.
 """
 
+import abc
 import dataclasses
 import json
 import time
 import uuid
+from collections.abc import Sequence
+from typing import Any, Self
 
 from etils import epath
 
@@ -59,11 +62,47 @@ class Kept:
   token_ids: list[int] | None = None
 
 
-class KeptResponses:
-  """The folder of one evaluation; a context manager that writes the rest.
+class Segments(abc.ABC):
+  """Items that go to a folder some seconds at a time.
+
+  A context manager that writes the rest; a kind of items says how.
 
   Args:
     folder: of the segments; made with the first one.
+  """
+
+  def __init__(self, folder: epath.PathLike):
+    self._folder = epath.Path(folder)
+    self._fresh: list[Any] = []
+    self._started = self._written = time.monotonic()
+
+  @abc.abstractmethod
+  def _write(self, name: str, items: Sequence[Any]) -> None:
+    """Writes a segment, whole, under a name that no other has."""
+
+  def add(self, item) -> None:
+    """One more; a segment follows within some seconds."""
+    self._fresh.append(item)
+    now = time.monotonic()
+    if now - self._written > max(_SECONDS, _SHARE * (now - self._started)):
+      self.flush()
+
+  def flush(self) -> None:
+    """Writes what no segment has yet."""
+    self._written = time.monotonic()
+    if self._fresh:
+      self._write(uuid.uuid4().hex, self._fresh)
+      self._fresh = []
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.flush()
+
+
+class KeptResponses(Segments):
+  """The folder of one evaluation.
 
   Attributes:
     found: (problem, number) -> response, of the folder and of `add`.
@@ -73,9 +112,7 @@ class KeptResponses:
   """
 
   def __init__(self, folder: epath.PathLike):
-    self._folder = epath.Path(folder)
-    self._fresh: list[Kept] = []
-    self._started = self._written = time.monotonic()
+    super().__init__(folder)
     self.found: dict[tuple[int, int], Kept] = {}
     for path in sorted(children(self._folder)):
       if path.name.endswith('.jsonl'):
@@ -85,30 +122,16 @@ class KeptResponses:
   def add(self, response: Kept) -> None:
     """One more; a segment follows within some seconds."""
     self.found[response.problem, response.number] = response
-    self._fresh.append(response)
-    now = time.monotonic()
-    if now - self._written > max(_SECONDS, _SHARE * (now - self._started)):
-      self.flush()
+    super().add(response)
 
-  def flush(self) -> None:
-    """Writes what no segment has yet."""
-    self._written = time.monotonic()
-    if not self._fresh:
-      return
+  def _write(self, name: str, items: Sequence[Kept]) -> None:
     lines = [
       json.dumps(dataclasses.asdict(response), ensure_ascii=False) + '\n'
-      for response in self._fresh
+      for response in items
     ]
-    path = self._folder / f'{uuid.uuid4().hex}.jsonl'
+    path = self._folder / f'{name}.jsonl'
     with writing(path, 'the last responses are lost, those before them stand'):
       write_bytes_atomic(path, ''.join(lines).encode())
-    self._fresh = []
-
-  def __enter__(self) -> 'KeptResponses':
-    return self
-
-  def __exit__(self, *_) -> None:
-    self.flush()
 
 
 def _read(path: epath.Path) -> list[Kept]:

@@ -195,7 +195,8 @@ def test_a_recipe_that_has_changed_is_named(trained, tmp_path):
     + "  config = _first()\n  config.data.step_marks = ('\\n',)\n"
     + '  return config\n'
   )
-  with pytest.raises(UserError, match='data.step_marks was .* is .*workdir'):
+  message = r'data.step_marks\[0\] was .* is .*workdir'
+  with pytest.raises(UserError, match=message):
     law.check_done(changed, folder)
   law.check_done(changed, folder / 'nothing')  # no run there
 
