@@ -105,12 +105,14 @@ train: $(READY) ## The main job: train, evaluate and report into runs/tiny
 	  $(ARGS)
 
 # Fixtures and compiled programs are made once a process: keep files together.
+# A worker that crashes fails the run: replaced, --dist loadfile may wait for
+# ever (pytest-xdist 3.8).
 .PHONY: test
 test: $(READY_TEST) $(READY_COMPILE) ## Check format and lint, run every test
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(VENV_PYTHON) -m ruff check .
 	@JAX_PLATFORMS=cpu COMPILE_PYTHON=$(COMPILE_PYTHON) $(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) \
-	  --dist loadfile --no-loadscope-reorder \
+	  --dist loadfile --no-loadscope-reorder --max-worker-restart=0 \
 	  --durations=15 --durations-min=0.5 $(ARGS)
 
 .PHONY: evidence

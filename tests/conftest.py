@@ -13,6 +13,9 @@ the longest work starts at once, and one at a time, so that they never compete
 with one another: a lock, since `--dist loadgroup` of pytest-xdist 3.8 groups
 nothing under pytest 9.2. Keep them in few files: a worker that waits for the
 lock is idle.
+
+A worker that compiled very many programs drops them between two files
+(`telemetry.memory` says why).
 """
 
 import fcntl
@@ -43,6 +46,8 @@ for _name, _value in {
 
 import pytest  # noqa: E402  (after the environment)
 
+from metastone_jax.telemetry import memory  # noqa: E402
+
 
 def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: item.get_closest_marker('crash') is None)
@@ -56,6 +61,13 @@ def pytest_runtest_protocol(item):
   with open(CACHE / 'crash.lock', 'w') as file:
     fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
     return (yield)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def bounded_programs():
+  """Keeps a worker below the memory maps that a process may have."""
+  yield
+  memory.bound_programs()
 
 
 @pytest.fixture(scope='session')

@@ -26,7 +26,7 @@ from metastone_jax.scaling import plan as plan_lib
 from metastone_jax.scaling import table
 from metastone_jax.scaling.job import Job
 from metastone_jax.scaling.runs import runners
-from metastone_jax.telemetry import files
+from metastone_jax.telemetry import files, memory
 from metastone_jax.telemetry.progress import format_duration
 
 TRIES = 3
@@ -89,6 +89,7 @@ class Worker:
       ]
       if any(self._try(name) for name in ready):  # the first that is free
         waited = False
+        memory.bound_programs()  # every point compiles its own
         continue
       if not waited:
         self._say(f'waiting for other workers: {len(left)} points are left')
