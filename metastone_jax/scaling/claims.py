@@ -33,6 +33,9 @@ Verdicts by the 95 % interval, in shares:
 |          |               | is ruled out (also when it is worse)    |         |
 | no worse | low > -margin | high < -margin                          | unclear |
 
+'No worse' than a side that chooses no better than chance is worth little: such
+a finding is `hollow`.
+
 Many claims are tested at once: each also has its one-sided p-value after Holm's
 correction over the claims of its set; below 0.025 it holds beside all others.
 """
@@ -299,6 +302,8 @@ class Finding:
     p: one-sided, against the claim's border (0, or -margin).
     holm: p after Holm's correction over the claims of the set.
     same: the sides agree on every problem.
+    hollow: a claim of 'no worse' whose second side is not shown to beat chance:
+      one sample, or an AUC of a half.
   """
 
   claim: Claim
@@ -313,6 +318,7 @@ class Finding:
   p: float = math.nan
   holm: float = math.nan
   same: bool = False
+  hollow: bool = False
 
 
 def findings(arms: Arms, name: str, k: int = 8) -> list[Finding]:
@@ -360,7 +366,17 @@ def _finding(arms: Arms, claim: Claim, name: str, k: int) -> Finding:
     tuple(seeds),
     difference.p_above(border),
     same=bool(np.abs(a_SP - b_SP).max() <= _ROUNDING),
+    hollow=claim.kind == claims_list.NO_WORSE
+    and b.rule != 'single'
+    and not _beats_chance(arms, b, b_SP, seeds, claim.metric),
   )
+
+
+def _beats_chance(arms, side: Side, value_SP, seeds, metric: str) -> bool:
+  if metric == claims_list.AUC:
+    return estimate(value_SP - 0.5).low > 0
+  single_SP = side_SP(arms, Side(side.arm, 'single'), seeds, 1, metric)
+  return estimate(value_SP - single_SP).low > 0
 
 
 def _by_last_step(arms, claim, a: Side, b: Side, seeds, k) -> Estimate | None:

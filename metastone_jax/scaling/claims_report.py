@@ -126,7 +126,10 @@ _METHOD = f"""## How to read it
   they say of early steps, not in what they know at the end.
 - Many claims at once: p is one-sided against the claim's border, after Holm's
   correction over the claims of its set. A supported claim with p above 0.025
-  may be luck (†)."""
+  may be luck (†).
+- No worse than nothing is little: ‡ marks a supported claim of 'no worse' whose
+  second side is not shown to choose better than chance (one sample, or an AUC
+  of 50)."""
 
 
 def headline(one: SetReport) -> str:
@@ -136,7 +139,12 @@ def headline(one: SetReport) -> str:
     for verdict in (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.UNCLEAR)
   }
   rest = len(one.findings) - sum(counts.values())
-  words = ', '.join(f'{count} {verdict}' for verdict, count in counts.items())
+  hollow = sum(f.hollow and f.verdict == claims.SUPPORTED for f in one.findings)
+  notes = {claims.SUPPORTED: f' ({hollow} of them ‡)' if hollow else ''}
+  words = ', '.join(
+    f'{count} {verdict}{notes.get(verdict, "")}'
+    for verdict, count in counts.items()
+  )
   more = f', {rest} not measured' if rest else ''
   return (
     f'**{capital(claims_list.SETS[one.name])}**: of {len(one.findings)} '
@@ -268,10 +276,12 @@ def p_value(p: float) -> str:
 
 
 def verdict_words(found: Finding) -> str:
-  """`supported`, `supported †`, `not supported (the reverse holds)`."""
+  """`supported`, `supported † ‡`, `not supported (the reverse holds)`."""
   text = f'**{found.verdict}**'
   if found.verdict == claims.SUPPORTED and found.holm > 0.025:
     text += ' †'
+  if found.verdict == claims.SUPPORTED and found.hollow:
+    text += ' ‡'
   if found.same:
     text += ' (no problem differs)'
   elif (

@@ -9,7 +9,7 @@ import pytest
 
 from metastone_jax.errors import UserError
 from metastone_jax.evaluation import intervals
-from metastone_jax.scaling import claims, claims_list, judged
+from metastone_jax.scaling import claims, claims_list, claims_report, judged
 from metastone_jax.scaling.claims import Arm
 from metastone_jax.scaling.claims_list import Side
 from metastone_jax.sprm import diagnostics
@@ -259,6 +259,26 @@ def test_findings_of_known_arms():
   assert found['product'].last is None
   measured = [f for f in found.values() if f.difference is not None]
   assert all(f.holm >= f.p for f in measured)
+
+
+@pytest.mark.parametrize(('skill', 'hollow'), [(0.0, True), (0.6, False)])
+def test_no_worse_than_chance_is_hollow(skill, hollow):
+  skills = {'full': 2.0, 'frozen': 0.6, 'prm': skill, 'own': 0.6}
+  arms = {
+    (name, seed): parts.arm(name, seed, one, problems=150)
+    for name, one in skills.items()
+    for seed in range(5)
+  }
+  found = {f.claim.id: f for f in claims.findings(arms, 'tiny')}
+  for name in ('prm', 'prm-full', 'prm-auc'):
+    assert found[name].hollow is hollow
+  assert found['prm-full'].verdict == SUPPORTED
+  words = claims_report.verdict_words(found['prm-full'])
+  assert ('‡' in words) is hollow
+  # Of one sample against one nothing is chosen; 'better' is never hollow.
+  assert found['own-single'].difference is not None
+  better = [f for f in found.values() if f.claim.kind == claims_list.BETTER]
+  assert not any(f.hollow for f in [*better, found['own-single']])
 
 
 def test_arms_of_other_problems_are_refused():
