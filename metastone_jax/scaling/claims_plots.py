@@ -42,7 +42,8 @@ def plot_verdicts(
 ) -> epath.Path | None:
   """Differences with their intervals, coloured by verdict, a line a claim.
 
-  A tick marks the border of each claim: 0, or minus the loss that is tolerated.
+  A tick marks the border of each claim: 0, or minus the loss that is tolerated;
+  a supported claim that is hollow has a hollow point.
 
   Args:
     findings: of one set.
@@ -65,8 +66,10 @@ def plot_verdicts(
     color, difference = VERDICT_COLORS[found.verdict], found.difference
     mean, half = 100 * difference.mean, 100 * difference.half()
     mark = 's' if found.claim.metric == claims_list.AUC else 'o'
-    ax.plot(mean, place, mark, color=color, ms=5)
     ax.errorbar(mean, place, xerr=half, color=color, **_WHISKERS)
+    hollow = found.hollow and found.verdict == claims.SUPPORTED
+    inside = 'white' if hollow else color
+    ax.plot(mean, place, mark, color=color, mfc=inside, ms=5, zorder=3)
     border = 0.0
     if found.claim.kind == claims_list.NO_WORSE:
       border = -100 * found.claim.margin
@@ -74,6 +77,8 @@ def plot_verdicts(
     text = textwrap.fill(found.claim.text, _LABEL_COLUMNS)
     if found.claim.metric == claims_list.AUC:
       text += ' (AUC)'
+    if hollow:
+      text += ' ‡'
     labels.append(text)
   ax.set_yticks(range(len(findings)), labels, fontsize=7.5)
   ax.set_ylim(len(findings) - 0.4, -0.6)
