@@ -302,8 +302,8 @@ class Finding:
     p: one-sided, against the claim's border (0, or -margin).
     holm: p after Holm's correction over the claims of the set.
     same: the sides agree on every problem.
-    hollow: a claim of 'no worse' whose second side is not shown to beat chance:
-      one sample, or an AUC of a half.
+    hollow: a supported claim of 'no worse' whose second side is not shown to
+      beat chance: one sample, or an AUC of a half.
   """
 
   claim: Claim
@@ -354,11 +354,12 @@ def _finding(arms: Arms, claim: Claim, name: str, k: int) -> Finding:
   a_SP, b_SP = (side_SP(arms, s, seeds, k, claim.metric) for s in (a, b))
   difference = estimate(a_SP - b_SP)
   border = 0.0 if claim.kind == claims_list.BETTER else -claim.margin
+  said = verdict(claim.kind, claim.margin, difference.low, difference.high)
   return Finding(
     claim,
     a,
     b,
-    verdict(claim.kind, claim.margin, difference.low, difference.high),
+    said,
     float(a_SP.mean()),
     float(b_SP.mean()),
     difference,
@@ -366,7 +367,8 @@ def _finding(arms: Arms, claim: Claim, name: str, k: int) -> Finding:
     tuple(seeds),
     difference.p_above(border),
     same=bool(np.abs(a_SP - b_SP).max() <= _ROUNDING),
-    hollow=claim.kind == claims_list.NO_WORSE
+    hollow=said == SUPPORTED
+    and claim.kind == claims_list.NO_WORSE
     and b.rule != 'single'
     and not _beats_chance(arms, b, b_SP, seeds, claim.metric),
   )

@@ -43,7 +43,7 @@ def plot_verdicts(
   """Differences with their intervals, coloured by verdict, a line a claim.
 
   A tick marks the border of each claim: 0, or minus the loss that is tolerated;
-  a supported claim that is hollow has a hollow point.
+  a hollow finding has a hollow point.
 
   Args:
     findings: of one set.
@@ -67,8 +67,7 @@ def plot_verdicts(
     mean, half = 100 * difference.mean, 100 * difference.half()
     mark = 's' if found.claim.metric == claims_list.AUC else 'o'
     ax.errorbar(mean, place, xerr=half, color=color, **_WHISKERS)
-    hollow = found.hollow and found.verdict == claims.SUPPORTED
-    inside = 'white' if hollow else color
+    inside = 'white' if found.hollow else color
     ax.plot(mean, place, mark, color=color, mfc=inside, ms=5, zorder=3)
     border = 0.0
     if found.claim.kind == claims_list.NO_WORSE:
@@ -77,7 +76,7 @@ def plot_verdicts(
     text = textwrap.fill(found.claim.text, _LABEL_COLUMNS)
     if found.claim.metric == claims_list.AUC:
       text += ' (AUC)'
-    if hollow:
+    if found.hollow:
       text += ' ‡'
     labels.append(text)
   ax.set_yticks(range(len(findings)), labels, fontsize=7.5)

@@ -139,7 +139,7 @@ def headline(one: SetReport) -> str:
     for verdict in (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.UNCLEAR)
   }
   rest = len(one.findings) - sum(counts.values())
-  hollow = sum(f.hollow and f.verdict == claims.SUPPORTED for f in one.findings)
+  hollow = sum(f.hollow for f in one.findings)
   notes = {claims.SUPPORTED: f' ({hollow} of them ‡)' if hollow else ''}
   words = ', '.join(
     f'{count} {verdict}{notes.get(verdict, "")}'
@@ -280,7 +280,7 @@ def verdict_words(found: Finding) -> str:
   text = f'**{found.verdict}**'
   if found.verdict == claims.SUPPORTED and found.holm > 0.025:
     text += ' †'
-  if found.verdict == claims.SUPPORTED and found.hollow:
+  if found.hollow:
     text += ' ‡'
   if found.same:
     text += ' (no problem differs)'
